@@ -1,0 +1,124 @@
+"""The protocols of the catalogs: what a file in encoders, projectors, decoders must offer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from mllm_export.catalog import Catalog
+from mllm_export.config import Config
+from mllm_export.records import record
+from mllm_export.spec import DecoderSpec, EncoderSpec, ImageSpec, ProjectorSpec, TokenizerSpec
+from mllm_export.weights import Drop, Shape
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+Array = npt.NDArray[Any]
+Reader = Callable[[str], Array]
+"""Published name of a parameter (without the part's prefix) to its stored values."""
+
+
+class Encoder(Protocol):
+    """A vision tower. Parameter names are the published ones, below the family's prefix."""
+
+    def read_spec(
+        self, config: Config, image: ImageSpec, select_layer: int, keep_prefix: bool
+    ) -> EncoderSpec:
+        """Sizes from the tower's own config (the object that holds hidden_size)."""
+
+    def parameters(self, spec: EncoderSpec) -> Mapping[str, Shape]:
+        """What the export needs: name to shape."""
+
+    def drops(self, spec: EncoderSpec) -> tuple[Drop, ...]:
+        """Patterns of published tensors that the selected feature does not use."""
+
+    def module(self, spec: EncoderSpec, read: Reader) -> nn.Module:
+        """Module of pixels f32[1, 3, S, S] to features f32[1, tokens_out, width]."""
+
+    def tiny(self) -> EncoderSpec:
+        """A small twin of true structure."""
+
+
+class Projector(Protocol):
+    """A projector between tower and decoder."""
+
+    def spec(self, in_width: int, out_width: int, tokens_in: int) -> ProjectorSpec:
+        """Sizes; raises SpecError where the projector cannot take them."""
+
+    def parameters(self, spec: ProjectorSpec) -> Mapping[str, Shape]:
+        """Published name (below the family's prefix) to shape."""
+
+    def module(self, spec: ProjectorSpec, read: Reader) -> nn.Module:
+        """Module of features f32[1, tokens_in, in_width] to f32[1, tokens_out, out_width]."""
+
+
+@record
+class GgufTensor:
+    """One tensor of the decoder's file."""
+
+    name: str
+    """GGUF name."""
+    sources: tuple[str, ...]
+    """Published names."""
+    shape: Shape
+    """Row-major shape after `transform`."""
+    transform: Callable[[list[Array]], Array]
+    """The sources' stored values to the stored tensor's values."""
+
+
+@record
+class GgufField:
+    """One metadata key; `kind` is the name of a gguf.GGUFValueType, ARRAY for lists."""
+
+    key: str
+    value: object
+    kind: str
+
+
+class Decoder(Protocol):
+    """A language model that llama.cpp runs."""
+
+    def read_spec(self, config: Config) -> DecoderSpec:
+        """Sizes from the published config."""
+
+    def parameters(self, spec: DecoderSpec) -> Mapping[str, Shape]:
+        """Published name to shape."""
+
+    def drops(self, spec: DecoderSpec) -> tuple[Drop, ...]:
+        """Patterns of published tensors that llama.cpp recomputes."""
+
+    def tensors(self, spec: DecoderSpec) -> tuple[GgufTensor, ...]:
+        """The file's tensors in upstream's order."""
+
+    def metadata(self, spec: DecoderSpec) -> tuple[GgufField, ...]:
+        """Architecture and size keys, as upstream's converter writes them."""
+
+    def tiny(self) -> DecoderSpec:
+        """A small twin of true structure."""
+
+
+class Tokenizer(Protocol):
+    """A kind of tokenizer: how it is read and what llama.cpp needs of it."""
+
+    def read_spec(self, folder: Path, config: Config) -> TokenizerSpec:
+        """Files and special ids of the checkpoint's tokenizer."""
+
+    def metadata(self, folder: Path, spec: TokenizerSpec, vocab: int) -> tuple[GgufField, ...]:
+        """tokenizer.ggml.* keys; rows past the tokenizer's own are padding."""
+
+
+ENCODERS: Catalog[Encoder] = Catalog("mllm_export.export.encoders", "ENCODER", "encoder")
+PROJECTORS: Catalog[Projector] = Catalog("mllm_export.export.projectors", "PROJECTOR", "projector")
+DECODERS: Catalog[Decoder] = Catalog("mllm_export.export.decoders", "DECODER", "decoder")
+TOKENIZERS: Catalog[Tokenizer] = Catalog("mllm_export.export.tokenizers", "TOKENIZER", "tokenizer")
+
+
+def as_float32(values: Array) -> npt.NDArray[np.float32]:
+    """Stored values as float32; exact for float16, bfloat16 and float32."""
+    return np.asarray(values, dtype=np.float32)

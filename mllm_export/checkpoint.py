@@ -1,0 +1,205 @@
+"""A read-only view of a checkpoint as its authors published it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from mllm_export.config import Config, read_json_object
+from mllm_export.errors import CheckpointError
+from mllm_export.hashing import file_sha256
+from mllm_export.records import record
+from mllm_export.shards import Array, Shard, TensorInfo, open_shard
+
+TOWER_PREFIX = "tower:"
+"""Stands before the names of tensors that come from the vision tower's own folder."""
+
+INSIDE = "inside"
+"""Value of --vision-tower that asks for the copy inside the checkpoint."""
+
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_SINGLES = ("model.safetensors", "pytorch_model.bin")
+
+
+@record
+class SourceFile:
+    """A file the export was made from; `path` is relative to the checkpoint's parent."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class Folder:
+    """One folder of weights: a single tensor file, or shards with an index."""
+
+    def __init__(self, path: Path) -> None:
+        """Nothing is read until it is asked for."""
+        self.path = path
+
+    @cached_property
+    def config(self) -> Config:
+        """config.json."""
+        file = self.path / "config.json"
+        return Config(read_json_object(file), str(file))
+
+    @cached_property
+    def shards(self) -> tuple[Shard, ...]:
+        """The tensor files, safetensors before pickles as transformers prefers them."""
+        for index, single in zip(_INDEXES, _SINGLES, strict=True):
+            if (self.path / index).is_file():
+                return tuple(open_shard(path) for path in self._indexed(index))
+            if (self.path / single).is_file():
+                return (open_shard(self.path / single),)
+        raise CheckpointError(
+            f"{self.path} holds no weights; looked for {', '.join(_SINGLES + _INDEXES)}"
+        )
+
+    @cached_property
+    def tensors(self) -> dict[str, tuple[Shard, TensorInfo]]:
+        """Every stored tensor by name, with the file that has it."""
+        found: dict[str, tuple[Shard, TensorInfo]] = {}
+        for shard in self.shards:
+            for name, info in shard.infos().items():
+                if name in found:
+                    raise CheckpointError(
+                        f"tensor '{name}' stands in {found[name][1].file} and in {info.file}"
+                    )
+                found[name] = (shard, info)
+        return found
+
+    def _indexed(self, index: str) -> list[Path]:
+        file = self.path / index
+        weight_map = read_json_object(file).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{file}: key 'weight_map' is missing or empty")
+        return [confined(self.path, str(name), file) for name in sorted(set(weight_map.values()))]
+
+    def require_indexed(self) -> None:
+        """Check that every tensor an index names is in the shards."""
+        for index in _INDEXES:
+            file = self.path / index
+            if not file.is_file():
+                continue
+            named = read_json_object(file)["weight_map"]
+            missing = sorted(set(named if isinstance(named, dict) else ()) - set(self.tensors))
+            if missing:
+                raise CheckpointError(f"{file} names tensor '{missing[0]}', no shard holds it")
+            return
+
+
+def confined(folder: Path, name: str, named_in: Path) -> Path:
+    """`folder / name`, if that stays inside `folder`.
+
+    Raises: CheckpointError for an absolute name or one that climbs out.
+    """
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name:
+        raise CheckpointError(f"{named_in}: file name '{name}' leads out of the folder; refused")
+    return folder / pure
+
+
+class Checkpoint:
+    """The model's folder, and the vision tower's own folder where there is one.
+
+    Tensors of the tower's folder are named with `TOWER_PREFIX`.
+    """
+
+    def __init__(self, path: Path, vision_tower: Path | str | None = None) -> None:
+        """`vision_tower` is a folder, `INSIDE`, or None: look where config.json says.
+
+        Raises: CheckpointError when `path` is no folder with a config.json.
+        """
+        if not path.is_dir():
+            raise CheckpointError(
+                f"{path} is not a folder; give the checkpoint's folder, or 'reference'"
+            )
+        self.path = path
+        self.main = Folder(path)
+        self._asked = vision_tower
+
+    @property
+    def config(self) -> Config:
+        """The model's config.json."""
+        return self.main.config
+
+    @cached_property
+    def tower_places(self) -> tuple[Path, ...]:
+        """Where the tower's folder is looked for, in order."""
+        if self._asked == INSIDE:
+            return ()
+        if self._asked is not None:
+            return (Path(self._asked),)
+        name = self.config.text("mm_vision_tower", "")
+        if not name:
+            return ()
+        last = PurePosixPath(name.replace("\\", "/")).name
+        beside = self.path.resolve().parent
+        places = (Path(name), self.path / name, beside / name, beside / last, self.path / last)
+        return tuple(dict.fromkeys(places))
+
+    @cached_property
+    def tower(self) -> Folder | None:
+        """The vision tower's own folder, if it is there.
+
+        Raises: CheckpointError when a folder asked for by name is not there.
+        """
+        for place in self.tower_places:
+            if (place / "config.json").is_file():
+                return Folder(place)
+        if self._asked is not None and self._asked != INSIDE:
+            raise CheckpointError(
+                f"vision tower folder {self._asked} holds no config.json; "
+                "give the folder of the published encoder"
+            )
+        return None
+
+    def require_tower(self) -> Folder:
+        """The tower's folder; an error that says where it was looked for."""
+        if self.tower is None:
+            places = ", ".join(str(place) for place in self.tower_places) or "nowhere"
+            raise CheckpointError(
+                f"the vision tower '{self.config.text('mm_vision_tower', '?')}' was not found; "
+                f"looked in: {places}; put its folder there or name it with --vision-tower"
+            )
+        return self.tower
+
+    def infos(self, tower: bool) -> dict[str, TensorInfo]:
+        """Every tensor by name; `tower` adds those of the tower's own folder."""
+        self.main.require_indexed()
+        found = {name: info for name, (_, info) in self.main.tensors.items()}
+        if tower:
+            for name, (_, info) in self.require_tower().tensors.items():
+                found[TOWER_PREFIX + name] = info
+        return found
+
+    def shapes(self, tower: bool) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every tensor; see `infos`."""
+        return {name: info.shape for name, info in self.infos(tower).items()}
+
+    def read(self, name: str) -> Array:
+        """A read-only, memory-mapped view of one tensor in its stored dtype."""
+        if name.startswith(TOWER_PREFIX):
+            shard, info = self.require_tower().tensors[name.removeprefix(TOWER_PREFIX)]
+        else:
+            shard, info = self.main.tensors[name]
+        return shard.read(info.name)
+
+    def sources(self, tower: bool) -> tuple[SourceFile, ...]:
+        """Size and SHA-256 of every file the export depends on."""
+        folders = [self.main] + ([self.tower] if tower and self.tower else [])
+        return tuple(
+            _source(folder.path, path) for folder in folders for path in _source_paths(folder)
+        )
+
+
+def _source_paths(folder: Folder) -> list[Path]:
+    weights = [shard.path for shard in folder.shards]
+    side = [p for p in folder.path.iterdir() if p.suffix in {".json", ".model"} and p.is_file()]
+    return sorted(set(weights + side))
+
+
+def _source(folder: Path, path: Path) -> SourceFile:
+    name = f"{folder.resolve().name}/{path.name}"
+    return SourceFile(path=name, size_bytes=path.stat().st_size, sha256=file_sha256(path))

@@ -1,0 +1,53 @@
+"""Errors that a user can act on: one root, one subclass per thing the reader must do."""
+
+
+class MllmExportError(Exception):
+    """What was wrong, where (file, key, tensor), and the next step. Exit code 2."""
+
+
+class UnsupportedModelError(MllmExportError):
+    """The checkpoint is sound, but a part of the model has no exporter here."""
+
+
+class CheckpointError(MllmExportError):
+    """A file of the checkpoint is missing, broken, unsafe, or does not fit its config."""
+
+
+class SpecError(MllmExportError):
+    """A model description contradicts itself."""
+
+
+class PlanError(MllmExportError):
+    """This model, target and recipe cannot go together as asked."""
+
+
+class RecipeError(PlanError):
+    """A recipe names a scheme or a tensor pattern that does not exist."""
+
+
+class TargetError(PlanError):
+    """A target is unknown, or its file is not valid."""
+
+
+class LayoutError(MllmExportError):
+    """Rows cannot be stored in the layout asked for."""
+
+
+class BuildError(MllmExportError):
+    """An artifact could not be written: full disk, existing folder, failed tool."""
+
+
+class BundleError(MllmExportError):
+    """A bundle is incomplete, changed since it was written, or needs another runtime."""
+
+
+class ImageError(MllmExportError):
+    """A picture cannot be opened, or is larger than the limit."""
+
+
+class EngineError(MllmExportError):
+    """An inference engine refused the model or the input."""
+
+
+class CheckError(MllmExportError):
+    """A check could not be carried out (not: was carried out and failed)."""

@@ -1,0 +1,76 @@
+"""The pure result of spec x target x recipe: what is built, tensor by tensor."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from mllm_export.records import record
+from mllm_export.spec import ModelSpec
+
+Role = Literal["tower", "decoder", "mmproj"]
+
+
+@record
+class TensorPlan:
+    """One stored tensor of an artifact."""
+
+    name: str
+    """Name inside the artifact."""
+    sources: tuple[str, ...]
+    """Names in the checkpoint; `tower:` stands for the tower's own folder."""
+    shape: tuple[int, ...]
+    """Row-major, as PyTorch gives it."""
+    scheme: str
+    """A file in quantize/layouts for GGUF (F32, F16, Q8_0, ...); f32 or w8a8 for ONNX."""
+    size_bytes: int
+    note: str = ""
+    """Why the scheme differs from the recipe's, if it does."""
+
+
+@record
+class ArtifactPlan:
+    """One file of the bundle."""
+
+    role: Role
+    path: str
+    format: str
+    """A file in export/formats."""
+    scheme: str
+    """The recipe's word for the whole artifact, such as Q4_0 or w8a8."""
+    tensors: tuple[TensorPlan, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Predicted size of the stored tensors, without the file's own header."""
+        return sum(tensor.size_bytes for tensor in self.tensors)
+
+
+@record
+class Plan:
+    """Everything `build` needs to know besides the checkpoint's bytes."""
+
+    spec: ModelSpec
+    target: str
+    recipe: str
+    profile: str
+    """The file of device_tests/profiles whose limits the checks use."""
+    context_tokens: int
+    vision_preset: str
+    """Which of optimum's instruction-set presets quantizes the tower; empty for float."""
+    artifacts: tuple[ArtifactPlan, ...]
+    dropped: tuple[str, ...]
+    """Checkpoint tensors left out, each with its reason."""
+    kv_cache_bytes: int
+    device_memory_bytes: int
+    """Predicted peak on the device: weights, KV cache, tower activations."""
+    build_memory_bytes: int
+    """Predicted peak of the build on this machine."""
+
+    def artifact(self, role: Role) -> ArtifactPlan | None:
+        """The artifact with that role, if it is planned."""
+        return next((a for a in self.artifacts if a.role == role), None)
+
+    @property
+    def size_bytes(self) -> int:
+        """Predicted size of all artifacts."""
+        return sum(artifact.size_bytes for artifact in self.artifacts)

@@ -1,0 +1,194 @@
+"""Tensor files, memory-mapped: safetensors and PyTorch's zip pickles, nothing executed."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from mllm_export.errors import CheckpointError
+from mllm_export.records import record
+
+if TYPE_CHECKING:
+    import torch
+
+Array = npt.NDArray[Any]
+
+_SAFETENSORS_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+
+@record
+class TensorInfo:
+    """One stored tensor."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+
+
+class Shard(Protocol):
+    """One file of tensors."""
+
+    path: Path
+
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """What the file holds."""
+
+    def read(self, name: str) -> Array:
+        """A read-only view of one tensor in its stored dtype."""
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The numpy dtype of that name; bfloat16 comes from ml_dtypes."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+def open_shard(path: Path) -> Shard:
+    """Open a tensor file by its ending.
+
+    Raises: CheckpointError when the file is missing, cut short, or unsafe.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"shard '{path.name}' is missing from {path.parent}; copy it there")
+    return SafetensorsShard(path) if path.suffix == ".safetensors" else TorchShard(path)
+
+
+class SafetensorsShard:
+    """A safetensors file; tensors are views of one memory map."""
+
+    def __init__(self, path: Path) -> None:
+        """Let the safetensors library judge the header, then map the data behind it."""
+        self.path = path
+        self._check(path)
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            header: dict[str, dict[str, Any]] = json.loads(file.read(header_bytes))
+        header.pop("__metadata__", None)
+        self._header = header
+        self._start = 8 + header_bytes
+
+    @staticmethod
+    def _check(path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="numpy") as file:
+                file.keys()
+        except (SafetensorError, OSError) as failure:
+            raise CheckpointError(
+                f"{path}: not a whole safetensors file ({failure}); copy or download it again"
+            ) from failure
+
+    def infos(self) -> dict[str, TensorInfo]:
+        """What the file holds."""
+        return {name: self._info(name, entry) for name, entry in self._header.items()}
+
+    def _info(self, name: str, entry: Mapping[str, Any]) -> TensorInfo:
+        dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
+        if dtype is None:
+            raise CheckpointError(f"{self.path}: tensor '{name}' has type {entry['dtype']}")
+        return TensorInfo(
+            name=name, dtype=dtype, shape=tuple(entry["shape"]), file=self.path.name
+        )
+
+    def read(self, name: str) -> Array:
+        """A read-only view of one tensor in its stored dtype."""
+        entry = self._header[name]
+        info = self._info(name, entry)
+        start, stop = entry["data_offsets"]
+        if start == stop:
+            return np.zeros(info.shape, numpy_dtype(info.dtype))
+        raw = np.memmap(self.path, np.uint8, "r", self._start + start, (stop - start,))
+        return raw.view(numpy_dtype(info.dtype)).reshape(info.shape)
+
+
+class TorchShard:
+    """A `torch.save` file of one flat state dict, read with weights_only and memory-mapped."""
+
+    def __init__(self, path: Path) -> None:
+        """Map the file; nothing in it is executed."""
+        self.path = path
+        self._tensors = self._load(path)
+
+    @staticmethod
+    def _load(path: Path) -> dict[str, torch.Tensor]:
+        import torch
+
+        try:
+            # Files older than torch 1.6 are no zip archives and cannot be mapped.
+            mapped = _is_zip(path)
+            state = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
+        except pickle.UnpicklingError as failure:
+            raise CheckpointError(
+                f"{path}: the pickle asks for more than tensors and was not executed "
+                f"({_first_line(failure)}); convert it to safetensors where you trust it"
+            ) from failure
+        except (RuntimeError, EOFError, OSError, ValueError, KeyError) as failure:
+            raise CheckpointError(
+                f"{path}: not a whole torch file ({_first_line(failure)}); "
+                "copy or download it again"
+            ) from failure
+        return _flat_state(path, state)
+
+    def infos(self) -> dict[str, TensorInfo]:
+        """What the file holds."""
+        return {
+            name: TensorInfo(
+                name=name,
+                dtype=str(tensor.dtype).removeprefix("torch."),
+                shape=tuple(tensor.shape),
+                file=self.path.name,
+            )
+            for name, tensor in self._tensors.items()
+        }
+
+    def read(self, name: str) -> Array:
+        """A read-only view of one tensor in its stored dtype."""
+        import torch
+
+        tensor = self._tensors[name].detach().contiguous()
+        if tensor.dtype == torch.bfloat16:
+            return tensor.view(torch.uint16).numpy().view(numpy_dtype("bfloat16"))
+        return tensor.numpy()
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _flat_state(path: Path, state: object) -> dict[str, torch.Tensor]:
+    import torch
+
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(state).__name__}, needed: a state dict")
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            raise CheckpointError(
+                f"{path}: entry '{name}' is a {type(value).__name__}, needed: a tensor"
+            )
+    return dict(state)
+
+
+def _first_line(failure: Exception) -> str:
+    lines = str(failure).strip().splitlines()
+    return lines[0][:200] if lines else type(failure).__name__

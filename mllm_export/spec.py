@@ -1,0 +1,208 @@
+"""What a model is: its parts, sizes, preprocessing and prompt; nothing about targets."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from mllm_export.errors import SpecError
+from mllm_export.records import record
+
+IMAGE_ID = -200
+"""The id that stands for one image in a row of token ids. Source: LLaVA's IMAGE_TOKEN_INDEX."""
+
+
+@record
+class ImageSpec:
+    """How one picture becomes pixels f32[3, size_px, size_px]."""
+
+    size_px: int
+    fit: Literal["pad", "crop", "stretch"]
+    """pad: square of the longer side, then resize; crop: shorter side resized, centre cut."""
+    resample: Literal["bicubic", "bilinear", "lanczos"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    pad_rgb: tuple[int, int, int]
+
+    def __post_init__(self) -> None:
+        """Refuse what no picture could be prepared with."""
+        if self.size_px <= 0 or min(self.std) <= 0:
+            raise SpecError(f"image size {self.size_px} px, std {self.std}: all must be positive")
+
+
+@record
+class EncoderSpec:
+    """A vision tower: pixels [B, 3, S, S] to features [B, tokens_out, width]."""
+
+    kind: str
+    """A file in export/encoders."""
+    image: ImageSpec
+    patch_px: int
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    activation: Literal["quick_gelu", "gelu", "gelu_pytorch_tanh"]
+    norm_eps: float
+    select_layer: int
+    """Index into hidden states as transformers counts them: 0 the embedding, -1 the last layer."""
+    keep_prefix: bool
+    """True keeps the CLS token (feature 'cls_patch')."""
+    prefix_tokens: int = 1
+
+    def __post_init__(self) -> None:
+        """Check that the sizes fit each other."""
+        if self.width % self.heads:
+            raise SpecError(f"encoder width {self.width} is not a multiple of {self.heads} heads")
+        if not 0 <= self.run_layers <= self.layers:
+            raise SpecError(f"select layer {self.select_layer} of a tower with {self.layers} layers")
+        if self.image.size_px < self.patch_px:
+            raise SpecError(f"patch of {self.patch_px} px in an image of {self.image.size_px} px")
+
+    @property
+    def run_layers(self) -> int:
+        """How many layers run until the selected hidden state stands."""
+        below_zero = self.select_layer < 0
+        return self.layers + self.select_layer + 1 if below_zero else self.select_layer
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image.size_px // self.patch_px
+
+    @property
+    def tokens_out(self) -> int:
+        """Feature rows per image."""
+        return self.grid**2 + (self.prefix_tokens if self.keep_prefix else 0)
+
+
+@record
+class ProjectorSpec:
+    """Image features [B, tokens_in, in_width] to embeddings [B, tokens_out, out_width]."""
+
+    kind: str
+    """A file in export/projectors."""
+    in_width: int
+    out_width: int
+    tokens_in: int
+    tokens_out: int
+
+
+@record
+class RopeScaling:
+    """Scaling of rotary positions, in transformers' words."""
+
+    kind: Literal["linear", "dynamic", "yarn", "llama3"]
+    factor: float
+    original_context_tokens: int | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+
+
+@record
+class DecoderSpec:
+    """The language model's sizes."""
+
+    kind: str
+    """A file in export/decoders."""
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+    vocab: int
+    context_tokens: int
+    norm_eps: float
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    tied_head: bool
+    """True: the output head is the token embedding; the checkpoint stores no head."""
+
+    def __post_init__(self) -> None:
+        """Check that heads divide as grouped-query attention needs."""
+        if self.heads % self.kv_heads:
+            raise SpecError(f"{self.heads} heads cannot share {self.kv_heads} KV heads evenly")
+
+
+@record
+class TokenizerSpec:
+    """Where the tokenizer is and which ids are special."""
+
+    kind: Literal["sentencepiece"]
+    file: str
+    """File name inside the checkpoint folder."""
+    vocab: int
+    bos_id: int
+    eos_id: int
+    unk_id: int
+    pad_id: int | None
+    add_bos: bool
+
+
+@record
+class PromptSpec:
+    """A conversation template of one user turn.
+
+    The text is `before + images + question + after`, where each image is `<image>\\n`.
+    It is cut at `<image>`; the pieces are tokenized apart; an image is `IMAGE_ID` between them.
+    """
+
+    name: str
+    before: str
+    after: str
+    between_turns: str
+    stop_strings: tuple[str, ...]
+    stop_ids: tuple[int, ...]
+    image_marker: str = "<image>"
+    after_image: str = "\n"
+
+    def text(self, question: str, images: int = 1) -> str:
+        """The whole prompt with a marker per image; a marker already in `question` is kept.
+
+        Raises: SpecError when `question` holds a number of markers other than `images`.
+        """
+        there = question.count(self.image_marker)
+        if there and there != images:
+            raise SpecError(
+                f"the prompt holds {there} {self.image_marker} markers for {images} images; "
+                "leave the markers out, or write one per image"
+            )
+        lead = "" if there else (self.image_marker + self.after_image) * images
+        return f"{self.before}{lead}{question}{self.after}"
+
+
+@record
+class ModelSpec:
+    """Everything a reader of the paper would want to know."""
+
+    family: str
+    """A file in export/families."""
+    name: str
+    encoders: tuple[EncoderSpec, ...]
+    projector: ProjectorSpec
+    decoder: DecoderSpec
+    tokenizer: TokenizerSpec
+    prompt: PromptSpec
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit end to end."""
+        width = sum(encoder.width for encoder in self.encoders)
+        if self.projector.in_width != width:
+            raise SpecError(
+                f"projector takes width {self.projector.in_width}, the tower gives {width}"
+            )
+        if self.projector.out_width != self.decoder.width:
+            raise SpecError(
+                f"projector gives width {self.projector.out_width}, "
+                f"the decoder takes {self.decoder.width}"
+            )
+        if self.projector.tokens_in != self.encoders[0].tokens_out:
+            raise SpecError(
+                f"projector takes {self.projector.tokens_in} tokens, "
+                f"the tower gives {self.encoders[0].tokens_out}"
+            )
+
+    @property
+    def image_tokens(self) -> int:
+        """Decoder positions that one image takes."""
+        return self.projector.tokens_out
