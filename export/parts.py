@@ -17,7 +17,7 @@ from mllm_export.weights import Drop, Shape
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import nn
+    from torch import Tensor
 
 Array = npt.NDArray[Any]
 Reader = Callable[[str], Array]
@@ -38,8 +38,11 @@ class Encoder(Protocol):
     def drops(self, spec: EncoderSpec) -> tuple[Drop, ...]:
         """Patterns of published tensors that the selected feature does not use."""
 
-    def module(self, spec: EncoderSpec, read: Reader) -> nn.Module:
-        """Module of pixels f32[1, 3, S, S] to features f32[1, tokens_out, width]."""
+    def apply(self, spec: EncoderSpec, weights: Mapping[str, Tensor], pixels: Tensor) -> Tensor:
+        """Pixels f32[1, 3, S, S] to features f32[1, tokens_out, width].
+
+        `weights` are the parameters by published name, laid out as `export.stored` says.
+        """
 
     def tiny(self) -> EncoderSpec:
         """A small twin of true structure."""
@@ -54,8 +57,8 @@ class Projector(Protocol):
     def parameters(self, spec: ProjectorSpec) -> Mapping[str, Shape]:
         """Published name (below the family's prefix) to shape."""
 
-    def module(self, spec: ProjectorSpec, read: Reader) -> nn.Module:
-        """Module of features f32[1, tokens_in, in_width] to f32[1, tokens_out, out_width]."""
+    def apply(self, spec: ProjectorSpec, weights: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        """Features f32[1, tokens_in, in_width] to f32[1, tokens_out, out_width]; see Encoder."""
 
 
 @record
@@ -70,6 +73,8 @@ class GgufTensor:
     """Row-major shape after `transform`."""
     transform: Callable[[list[Array]], Array]
     """The sources' stored values to the stored tensor's values."""
+    aliases: tuple[str, ...] = ()
+    """Other GGUF names it answers to in a recipe: a tied embedding is `output.weight` too."""
 
 
 @record

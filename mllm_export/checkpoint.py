@@ -117,7 +117,7 @@ class Checkpoint:
             )
         self.path = path
         self.main = Folder(path)
-        self._asked = vision_tower
+        self.asked = vision_tower
 
     @property
     def config(self) -> Config:
@@ -127,10 +127,10 @@ class Checkpoint:
     @cached_property
     def tower_places(self) -> tuple[Path, ...]:
         """Where the tower's folder is looked for, in order."""
-        if self._asked == INSIDE:
+        if self.asked == INSIDE:
             return ()
-        if self._asked is not None:
-            return (Path(self._asked),)
+        if self.asked is not None:
+            return (Path(self.asked),)
         name = self.config.text("mm_vision_tower", "")
         if not name:
             return ()
@@ -148,9 +148,9 @@ class Checkpoint:
         for place in self.tower_places:
             if (place / "config.json").is_file():
                 return Folder(place)
-        if self._asked is not None and self._asked != INSIDE:
+        if self.asked is not None and self.asked != INSIDE:
             raise CheckpointError(
-                f"vision tower folder {self._asked} holds no config.json; "
+                f"vision tower folder {self.asked} holds no config.json; "
                 "give the folder of the published encoder"
             )
         return None

@@ -2,7 +2,10 @@
 
 
 class MllmExportError(Exception):
-    """What was wrong, where (file, key, tensor), and the next step. Exit code 2."""
+    """What was wrong, where (file, key, tensor), and the next step."""
+
+    exit_code = 2
+    """What the command ends with: 2, cannot be done as asked."""
 
 
 class UnsupportedModelError(MllmExportError):
@@ -51,3 +54,9 @@ class EngineError(MllmExportError):
 
 class CheckError(MllmExportError):
     """A check could not be carried out (not: was carried out and failed)."""
+
+
+class CheckFailedError(MllmExportError):
+    """A check was carried out and failed; the message names the first rung."""
+
+    exit_code = 1

@@ -48,7 +48,9 @@ def from_plain(cls: type[T], data: object, where: str, error: type[MllmExportErr
         raise error(f"{where}: {_first_problem(failure.errors())}") from failure
 
 
-def from_json(cls: type[T], text: str | bytes, where: Path | str, error: type[MllmExportError]) -> T:
+def from_json(
+    cls: type[T], text: str | bytes, where: Path | str, error: type[MllmExportError]
+) -> T:
     """Read a record from JSON text; see `from_plain`."""
     try:
         data = json.loads(text)

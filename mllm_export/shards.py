@@ -106,9 +106,7 @@ class SafetensorsShard:
         dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
         if dtype is None:
             raise CheckpointError(f"{self.path}: tensor '{name}' has type {entry['dtype']}")
-        return TensorInfo(
-            name=name, dtype=dtype, shape=tuple(entry["shape"]), file=self.path.name
-        )
+        return TensorInfo(name=name, dtype=dtype, shape=tuple(entry["shape"]), file=self.path.name)
 
     def read(self, name: str) -> Array:
         """A read-only view of one tensor in its stored dtype."""

@@ -54,7 +54,9 @@ class EncoderSpec:
         if self.width % self.heads:
             raise SpecError(f"encoder width {self.width} is not a multiple of {self.heads} heads")
         if not 0 <= self.run_layers <= self.layers:
-            raise SpecError(f"select layer {self.select_layer} of a tower with {self.layers} layers")
+            raise SpecError(
+                f"select layer {self.select_layer} of a tower with {self.layers} layers"
+            )
         if self.image.size_px < self.patch_px:
             raise SpecError(f"patch of {self.patch_px} px in an image of {self.image.size_px} px")
 
@@ -143,7 +145,7 @@ class TokenizerSpec:
 class PromptSpec:
     """A conversation template of one user turn.
 
-    The text is `before + images + question + after`, where each image is `<image>\\n`.
+    The text is `before + images + question + after`; an image is `<image>` and a line break.
     It is cut at `<image>`; the pieces are tokenized apart; an image is `IMAGE_ID` between them.
     """
 

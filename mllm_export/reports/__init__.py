@@ -1,0 +1,1 @@
+"""A report as text: JUnit XML, Markdown, HTML."""

@@ -1,0 +1,1 @@
+"""From a published checkpoint to artifacts: families, parts, formats and the build."""

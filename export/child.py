@@ -1,0 +1,82 @@
+"""Run one stage in a process of its own, so that its memory goes back when it ends."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+from mllm_export.errors import BuildError, MllmExportError
+from mllm_export.progress import Progress, Step, silent
+
+T = TypeVar("T")
+
+
+def run_in_child(
+    stage: str, function: Callable[..., T], *arguments: object, progress: Progress = silent
+) -> T:
+    """`function(*arguments, progress=...)` in a fresh process; returns what it returns.
+
+    Raises: the child's own MllmExportError; BuildError when it died or failed otherwise.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_serve, args=(theirs, function, arguments))
+    process.start()
+    theirs.close()
+    try:
+        return _listen(stage, ours, progress)
+    except EOFError:
+        process.join()
+        raise BuildError(f"{stage}: {_how_it_died(process.exitcode)}") from None
+    finally:
+        if process.is_alive():
+            process.join(timeout=10)
+            process.terminate()
+        process.join()
+        ours.close()
+
+
+def _listen(stage: str, pipe: Connection, progress: Progress) -> Any:
+    while True:
+        kind, value = pipe.recv()
+        if kind == "step":
+            progress(value)
+        elif kind == "result":
+            return value
+        elif kind == "refused":
+            raise value
+        else:
+            raise BuildError(f"{stage} failed: {value}")
+
+
+def _serve(pipe: Connection, function: Callable[..., Any], arguments: tuple[object, ...]) -> None:
+    def tell(step: Step) -> None:
+        pipe.send(("step", step))
+
+    try:
+        pipe.send(("result", function(*arguments, progress=tell)))
+    except MllmExportError as failure:
+        pipe.send(("refused", failure))
+    except OSError as failure:
+        # A full disk is the user's to mend; the traceback would not help.
+        pipe.send(("refused", BuildError(os_failure(failure))))
+    except Exception:
+        pipe.send(("failed", traceback.format_exc()))
+
+
+def os_failure(failure: OSError) -> str:
+    """An operating system's refusal as one line with the file and a next step."""
+    where = f"{failure.filename}: " if failure.filename else ""
+    return f"{where}{failure.strerror or failure}; is the disk full or the folder read-only?"
+
+
+def _how_it_died(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        name = signal.Signals(-exit_code).name
+        hint = "; the machine may be out of memory" if name == "SIGKILL" else ""
+        return f"the process was ended by {name}{hint}"
+    return f"the process ended with code {exit_code} and no answer"

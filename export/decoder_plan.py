@@ -1,0 +1,89 @@
+"""What stands in the decoder's GGUF file: tensors with their layouts, and the general keys."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from mllm_export.export.parts import DECODERS, GgufField, GgufTensor
+from mllm_export.plan import TensorPlan
+from mllm_export.quantize.layout import stored_bytes
+from mllm_export.quantize.recipe import Recipe, Storable, choose_layouts
+from mllm_export.records import record
+from mllm_export.spec import DecoderSpec
+
+
+@record
+class StoredTensor:
+    """A tensor of a GGUF file and the layout it is stored in."""
+
+    tensor: GgufTensor
+    scheme: str
+    """A file in quantize/layouts."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Size in the file, without padding."""
+        return stored_bytes(self.scheme, self.tensor.shape)
+
+
+def plan_decoder_tensors(
+    spec: DecoderSpec, recipe: Recipe, sources: Mapping[str, str]
+) -> tuple[TensorPlan, ...]:
+    """Every tensor of the file; `sources` maps published names to the checkpoint's.
+
+    Raises: RecipeError for a rule that takes nothing, or a tensor that no rule takes.
+    """
+    tensors = DECODERS[spec.kind].tensors(spec)
+    storable = [Storable(shape=t.shape, names=(t.name, *t.aliases)) for t in tensors]
+    return tuple(
+        TensorPlan(
+            name=tensor.name,
+            sources=tuple(sources[name] for name in tensor.sources),
+            shape=tensor.shape,
+            scheme=choice.scheme,
+            size_bytes=stored_bytes(choice.scheme, tensor.shape),
+            note=choice.note,
+        )
+        for tensor, choice in zip(tensors, choose_layouts(recipe, storable), strict=True)
+    )
+
+
+def gguf_tensors(spec: DecoderSpec, plan: Iterable[TensorPlan]) -> tuple[StoredTensor, ...]:
+    """The planned tensors with the transforms that make them."""
+    tensors = {tensor.name: tensor for tensor in DECODERS[spec.kind].tensors(spec)}
+    return tuple(StoredTensor(tensor=tensors[t.name], scheme=t.scheme) for t in plan)
+
+
+def general_fields(
+    name: str, scheme: str, tensors: Sequence[StoredTensor]
+) -> tuple[GgufField, ...]:
+    """Keys that stand beside the architecture's: what the file is and how it is stored.
+
+    Source: llama.cpp, conversion/base.py, ModelBase.prepare_metadata.
+    """
+    import gguf
+
+    parameters = sum(math.prod(stored.tensor.shape) for stored in tensors)
+    label = gguf.size_label(parameters, parameters, 0, 0)
+    return (
+        GgufField(key="general.type", value="model", kind="STRING"),
+        GgufField(key="general.name", value=name, kind="STRING"),
+        GgufField(key="general.size_label", value=label, kind="STRING"),
+        GgufField(key="general.file_type", value=file_type(scheme), kind="UINT32"),
+        GgufField(
+            key="general.quantization_version", value=gguf.GGML_QUANT_VERSION, kind="UINT32"
+        ),
+    )
+
+
+def file_type(scheme: str) -> int:
+    """llama.cpp's number for a file most of whose weights have this layout.
+
+    Source: llama.h, enum llama_ftype.
+    """
+    import gguf
+
+    known = {kind.name: int(kind) for kind in gguf.LlamaFileType}
+    names = ("ALL_F32",) if scheme == "F32" else (f"MOSTLY_{scheme}", f"MOSTLY_{scheme}_S")
+    return next(known[name] for name in names if name in known)

@@ -1,0 +1,88 @@
+"""A model family: how a published checkpoint is recognised, read and covered."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from mllm_export.catalog import Catalog
+from mllm_export.checkpoint import Checkpoint
+from mllm_export.config import Config
+from mllm_export.errors import UnsupportedModelError
+from mllm_export.records import record
+from mllm_export.spec import ModelSpec
+from mllm_export.weights import Dropped, WeightMap
+
+
+@record
+class Reading:
+    """All that is known of a checkpoint before a weight is read."""
+
+    spec: ModelSpec
+    weights: WeightMap
+    uses_tower_folder: bool
+    """Whether tower tensors come from the tower's own folder."""
+    chat_template: str
+    """Jinja, as GGUF and transformers keep it."""
+    notes: tuple[str, ...] = ()
+    """What a user should know: defaults taken, parts ignored."""
+
+
+@record
+class TinyModel:
+    """A small checkpoint of true structure: what its config.json files hold."""
+
+    config: dict[str, object]
+    tower_name: str
+    """Folder of the vision tower, beside the checkpoint."""
+    tower_config: dict[str, object]
+    preprocessor: dict[str, object]
+
+
+class Family(Protocol):
+    """One file in export/families."""
+
+    title: str
+    """The name the authors use."""
+
+    def claims(self, config: Config) -> bool:
+        """Whether a config.json is this family's."""
+
+    def read(self, checkpoint: Checkpoint) -> Reading:
+        """Spec and weight map from the configs; raises UnsupportedModelError naming a part."""
+
+    def tiny(self) -> TinyModel:
+        """Configs of a small twin of true structure."""
+
+
+FAMILIES: Catalog[Family] = Catalog("mllm_export.export.families", "FAMILY", "family")
+
+
+def identify(checkpoint: Checkpoint) -> Family:
+    """The family that claims the checkpoint.
+
+    Raises: UnsupportedModelError when none or several do.
+    """
+    config = checkpoint.config
+    claimed = [name for name in FAMILIES.names() if FAMILIES[name].claims(config)]
+    if len(claimed) == 1:
+        return FAMILIES[claimed[0]]
+    model_type = config.text("model_type", "(none)")
+    if claimed:
+        raise UnsupportedModelError(f"{config.file}: claimed by {' and '.join(claimed)}")
+    raise UnsupportedModelError(
+        f"{config.file}: model_type '{model_type}' is no family known here "
+        f"(known: {', '.join(FAMILIES.names())}); see 'mllm-export list families'"
+    )
+
+
+def read_spec(checkpoint: Checkpoint) -> Reading:
+    """Recognise and read a checkpoint; no weight is touched."""
+    return identify(checkpoint).read(checkpoint)
+
+
+def cover(checkpoint: Checkpoint, reading: Reading) -> tuple[Dropped, ...]:
+    """Hold the weight map against the files; returns what is left out and why.
+
+    Raises: CheckpointError naming the first tensor that is missing, misshapen or left over.
+    """
+    return reading.weights.resolve(checkpoint.shapes(reading.uses_tower_folder))

@@ -1,0 +1,176 @@
+"""What LLaVA's descendants share: where the tower is, how parts are named, the Vicuna prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mllm_export.catalog import unknown
+from mllm_export.checkpoint import TOWER_PREFIX, Checkpoint
+from mllm_export.config import Config
+from mllm_export.errors import CheckpointError, UnsupportedModelError
+from mllm_export.export.clip_images import fit_of, image_spec, read_image_spec
+from mllm_export.export.parts import DECODERS, ENCODERS, PROJECTORS
+from mllm_export.export.published_towers import published_tower
+from mllm_export.records import record
+from mllm_export.spec import (
+    DecoderSpec,
+    EncoderSpec,
+    ImageSpec,
+    ProjectorSpec,
+    PromptSpec,
+    TokenizerSpec,
+)
+from mllm_export.weights import Drop, Shape, Take, WeightMap
+
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+"""Source: LLaVA, llava/conversation.py, vicuna_v1."""
+
+
+@record
+class Prefixes:
+    """What stands before the published names of each part."""
+
+    tower: str
+    projector: str
+    decoder: str
+
+
+def vicuna_v1(stop: str, tokenizer: TokenizerSpec) -> PromptSpec:
+    """The `vicuna_v1` conversation, one user turn."""
+    return PromptSpec(
+        name="vicuna_v1",
+        before=f"{VICUNA_SYSTEM} USER: ",
+        after=" ASSISTANT:",
+        between_turns=stop,
+        stop_strings=(stop,),
+        stop_ids=(tokenizer.eos_id,),
+    )
+
+
+def vicuna_chat_template(stop: str) -> str:
+    """`vicuna_v1` as Jinja: what the prompt is, turn by turn, with the BOS in front."""
+    return (
+        "{{ bos_token }}"
+        "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] + ' ' }}"
+        "{% else %}{{ '" + VICUNA_SYSTEM.replace("'", "\\'") + " ' }}{% endif %}"
+        "{% for message in messages %}"
+        "{% if message['role'] == 'user' %}{{ 'USER: ' + message['content'] + ' ' }}"
+        "{% elif message['role'] == 'assistant' %}"
+        "{{ 'ASSISTANT: ' + message['content'] + '" + stop + "' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    )
+
+
+def read_projector(
+    config: Config, kinds: Mapping[str, str], encoder: EncoderSpec, decoder: DecoderSpec
+) -> ProjectorSpec:
+    """The projector that `mm_projector_type` names; `kinds` maps published names to the catalog's.
+
+    Raises: UnsupportedModelError for a type that is not in `kinds`.
+    """
+    published = config.text("mm_projector_type")
+    if published not in kinds:
+        raise UnsupportedModelError(
+            f"{config.file}: mm_projector_type: {unknown('projector', published, sorted(kinds))}; "
+            "a projector goes in as one file in export/projectors"
+        )
+    width = config.positive("mm_hidden_size")
+    if width != encoder.width:
+        raise CheckpointError(
+            f"{config.file}: mm_hidden_size is {width}, the vision tower is {encoder.width} wide; "
+            "is the vision tower another model's?"
+        )
+    return PROJECTORS[kinds[published]].spec(width, decoder.width, encoder.tokens_out)
+
+
+def read_clip(checkpoint: Checkpoint) -> EncoderSpec:
+    """The CLIP tower that `mm_vision_tower` names, cut where the config says.
+
+    Raises: CheckpointError when neither its folder nor a published config is known.
+    """
+    config = checkpoint.config
+    name = config.text("mm_vision_tower")
+    feature = config.text("mm_vision_select_feature", "patch")
+    if feature not in {"patch", "cls_patch"}:
+        raise UnsupportedModelError(f"{config.file}: mm_vision_select_feature '{feature}'")
+    tower_config = _tower_config(checkpoint, name)
+    return ENCODERS["clip_vit"].read_spec(
+        tower_config,
+        _image(checkpoint, tower_config),
+        config.integer("mm_vision_select_layer", -2),
+        feature == "cls_patch",
+    )
+
+
+def _tower_config(checkpoint: Checkpoint, name: str) -> Config:
+    if checkpoint.tower is not None:
+        whole = checkpoint.tower.config
+    else:
+        known = published_tower(name)
+        if known is None:
+            checkpoint.require_tower()
+            raise AssertionError("require_tower raises when there is no tower")
+        whole = known
+    return whole.section("vision_config") if "vision_config" in whole else whole
+
+
+def _image(checkpoint: Checkpoint, tower: Config) -> ImageSpec:
+    fit = fit_of(checkpoint.config)
+    own = read_image_spec(checkpoint.tower.path, fit) if checkpoint.tower else None
+    size_px = tower.positive("image_size")
+    if own is None:
+        return image_spec(size_px, fit)
+    if own.size_px != size_px:
+        raise CheckpointError(
+            f"{checkpoint.tower.path if checkpoint.tower else ''}: preprocessor_config.json makes "
+            f"{own.size_px} px, the tower takes {size_px} px"
+        )
+    return own
+
+
+def refuse_image_wrapping(config: Config) -> None:
+    """Refuse `<im_start><image><im_end>`, which no published checkpoint of this layout uses."""
+    if config.flag("mm_use_im_start_end", False):
+        raise UnsupportedModelError(
+            f"{config.file}: mm_use_im_start_end is true; images wrapped in tokens of their own "
+            "are not there yet"
+        )
+
+
+def weight_map(
+    encoder: EncoderSpec,
+    projector: ProjectorSpec,
+    decoder: DecoderSpec,
+    prefixes: Prefixes,
+    extra: tuple[Drop, ...] = (),
+) -> WeightMap:
+    """Every published tensor of the three parts below its prefix, and what is left out."""
+    parts: tuple[tuple[str, str, Mapping[str, Shape]], ...] = (
+        ("tower", prefixes.tower, ENCODERS[encoder.kind].parameters(encoder)),
+        ("projector", prefixes.projector, PROJECTORS[projector.kind].parameters(projector)),
+        ("decoder", prefixes.decoder, DECODERS[decoder.kind].parameters(decoder)),
+    )
+    takes = tuple(
+        Take(part=part, parameter=name, source=prefix + name, shape=tuple(shape))
+        for part, prefix, parameters in parts
+        for name, shape in parameters.items()
+    )
+    drops = (
+        *extra,
+        *below(prefixes.tower, ENCODERS[encoder.kind].drops(encoder)),
+        *below(prefixes.decoder, DECODERS[decoder.kind].drops(decoder)),
+    )
+    return WeightMap(takes=takes, drops=drops)
+
+
+def below(prefix: str, drops: tuple[Drop, ...]) -> tuple[Drop, ...]:
+    """The same patterns under a prefix."""
+    return tuple(Drop(pattern=prefix + drop.pattern, why=drop.why) for drop in drops)
+
+
+def tower_prefix(inside: str, from_folder: bool) -> str:
+    """Prefix of tower tensors: the checkpoint's own copy, or the tower's folder."""
+    return TOWER_PREFIX if from_folder else inside

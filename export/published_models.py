@@ -1,0 +1,63 @@
+"""Configs of published models by short name: the shapes that full-size tests and benches use."""
+
+from __future__ import annotations
+
+from mllm_export.export.families.mobilevlm import FAMILY as MOBILEVLM
+from mllm_export.export.family import TinyModel
+from mllm_export.export.published_towers import CLIP_L_336
+
+_MOBILEVLM_SIZES: dict[str, dict[str, object]] = {
+    "1.7B": {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+    },
+    "3B": {
+        "hidden_size": 2560,
+        "intermediate_size": 6912,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        # Left-overs of another trainer in the published 3B config; n_head is wrong.
+        "n_head": 16,
+        "n_query_groups": 16,
+        "n_embd": 2560,
+        "n_layer": 32,
+        "block_size": 2048,
+    },
+    "7B": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+    },
+}
+"""Source: config.json of mtgv/MobileVLM_V2-1.7B, -3B, -7B."""
+
+
+def mobilevlm(size: str, projector: str = "ldpnetv2") -> TinyModel:
+    """A published MobileVLM (`ldpnet`) or MobileVLM V2 (`ldpnetv2`) size: 1.7B, 3B or 7B."""
+    tiny = MOBILEVLM.tiny()
+    config = {
+        **tiny.config,
+        **_MOBILEVLM_SIZES[size],
+        "mm_hidden_size": 1024,
+        "mm_projector_type": projector,
+        "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+        "vocab_size": 32000,
+    }
+    return TinyModel(
+        config=config,
+        tower_name="clip-vit-large-patch14-336",
+        tower_config=CLIP_L_336,
+        preprocessor={**tiny.preprocessor, "size": 336, "crop_size": 336},
+    )

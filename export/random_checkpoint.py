@@ -1,0 +1,139 @@
+"""Checkpoint folders with random weights in a family's published layout, for tests and benches.
+
+Weights are drawn at a scale where a wrong epsilon, activation or permutation moves the output
+well above any limit: an initialisation of 0.02 would hide such faults.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from mllm_export.checkpoint import TOWER_PREFIX, Checkpoint
+from mllm_export.export.family import TinyModel, read_spec
+from mllm_export.export.parts import ENCODERS
+from mllm_export.export.random_tokenizer import write_tokenizer
+from mllm_export.weights import Shape
+
+Format = Literal["bin", "safetensors"]
+_INDEX = {"bin": "pytorch_model.bin.index.json", "safetensors": "model.safetensors.index.json"}
+_SINGLE = {"bin": "pytorch_model.bin", "safetensors": "model.safetensors"}
+
+
+def write_random_checkpoint(
+    folder: Path,
+    model: TinyModel,
+    *,
+    seed: int = 0,
+    weights: Format = "bin",
+    shards: int = 1,
+    dtype: str = "bfloat16",
+) -> Path:
+    """Write `folder` (the checkpoint) and, beside it, the vision tower's folder.
+
+    Returns the checkpoint's folder. The same arguments give the same tensors.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tower = folder.parent / model.tower_name
+    tower.mkdir(exist_ok=True)
+    _write_json(folder / "config.json", model.config)
+    _write_json(tower / "config.json", model.tower_config)
+    _write_json(tower / "preprocessor_config.json", model.preprocessor)
+    write_tokenizer(folder, int(str(model.config["vocab_size"])))
+    shapes = published_shapes(folder)
+    inside = {n: s for n, s in shapes.items() if not n.startswith(TOWER_PREFIX)}
+    _write_weights(folder, inside, seed, weights, shards, dtype)
+    of_tower = {
+        n.removeprefix(TOWER_PREFIX): s for n, s in shapes.items() if n.startswith(TOWER_PREFIX)
+    }
+    if of_tower:
+        _write_weights(tower, of_tower, seed + 1, weights, 1, "float32")
+    return folder
+
+
+def published_shapes(folder: Path) -> dict[str, Shape]:
+    """Every tensor the authors' code would have written, used by the export or not."""
+    reading = read_spec(Checkpoint(folder))
+    shapes = {take.source: take.shape for take in reading.weights.takes}
+    encoder = reading.spec.encoders[0]
+    tower = reading.weights.part("tower")
+    name, source = next(iter(tower.items()))
+    prefix = source.removesuffix(name)
+    whole = ENCODERS[encoder.kind].parameters(replace(encoder, select_layer=-1))
+    shapes.update({prefix + n: tuple(s) for n, s in whole.items()})
+    for part in ("weight", "bias"):
+        shapes[f"{prefix}vision_model.post_layernorm.{part}"] = (encoder.width,)
+    return shapes
+
+
+def random_tensor(name: str, shape: Shape, seed: int) -> npt.NDArray[np.float32]:
+    """Values for one tensor; they depend on its name, its shape and the seed alone."""
+    rng = np.random.default_rng([seed, *name.encode()])
+    values = rng.standard_normal(shape, dtype=np.float32)
+    is_norm = "norm" in name or "layrnorm" in name or _is_channel_norm(name, shape)
+    if len(shape) == 1 and name.endswith("weight") and is_norm:
+        return 1 + np.float32(0.25) * values
+    if len(shape) == 1:
+        return np.float32(0.2) * values
+    if "embed" in name:
+        return np.float32(0.5) * values
+    fan_in = math.prod(shape[1:])
+    gain = 2.0 if name.endswith("lm_head.weight") else 1.4
+    return np.float32(gain / math.sqrt(fan_in)) * values
+
+
+def _is_channel_norm(name: str, shape: Shape) -> bool:
+    # LDP's LayerNorms over channels are numbered, not named.
+    return "mb_block" in name and len(shape) == 1
+
+
+def _write_weights(
+    folder: Path, shapes: Mapping[str, Shape], seed: int, weights: Format, shards: int, dtype: str
+) -> None:
+    names = sorted(shapes)
+    chunks = [names[i::shards] for i in range(shards)]
+    if shards == 1:
+        _write_shard(folder / _SINGLE[weights], shapes, names, seed, dtype)
+        return
+    weight_map: dict[str, str] = {}
+    stem, ending = _SINGLE[weights].rsplit(".", 1)
+    for number, chunk in enumerate(chunks, 1):
+        file = f"{stem}-{number:05d}-of-{shards:05d}.{ending}"
+        _write_shard(folder / file, shapes, chunk, seed, dtype)
+        weight_map.update(dict.fromkeys(chunk, file))
+    _write_json(folder / _INDEX[weights], {"metadata": {}, "weight_map": weight_map})
+
+
+def _write_shard(
+    path: Path, shapes: Mapping[str, Shape], names: list[str], seed: int, dtype: str
+) -> None:
+    import torch
+
+    tensors = dict(_tensors(shapes, names, seed, dtype))
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        save_file(tensors, path, metadata={"format": "pt"})
+    else:
+        torch.save(tensors, path)
+
+
+def _tensors(
+    shapes: Mapping[str, Shape], names: list[str], seed: int, dtype: str
+) -> Iterator[tuple[str, Any]]:
+    import torch
+
+    for name in names:
+        values = torch.from_numpy(random_tensor(name, shapes[name], seed))
+        yield name, values.to(getattr(torch, dtype))
+
+
+def _write_json(path: Path, data: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

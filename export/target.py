@@ -1,0 +1,58 @@
+"""A device as data: what runs on it, how much memory it has, which instructions its CPU knows."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from mllm_export.catalog import unknown
+from mllm_export.errors import TargetError
+from mllm_export.records import from_plain, record
+from mllm_export.toml import read_toml
+
+
+@record
+class Target:
+    """One file of export/targets, or a TOML file of the user's."""
+
+    name: str
+    description: str
+    arch: Literal["x86_64", "arm64"]
+    system: Literal["linux"]
+    cpu_features: tuple[str, ...]
+    """Features the artifacts rely on, as the kernel names them."""
+    memory_mib: int
+    """What a bundle may use at its peak."""
+    threads: int
+    vision_engine: str
+    """A file in runtimes/vision."""
+    decoder_engine: str
+    """A file in runtimes/decoder."""
+    vision_preset: str
+    """optimum's instruction-set preset for INT8 towers."""
+    context_tokens: int
+    """KV cache the plan reckons with; never more than the model's own limit."""
+    default_recipe: str
+    source: str
+    """Where the figures come from."""
+
+
+def target_names() -> list[str]:
+    """The built-in targets."""
+    entries = files("mllm_export.export.targets").iterdir()
+    return sorted(e.name[:-5] for e in entries if e.name.endswith(".toml"))
+
+
+def load_target(name: str) -> Target:
+    """A built-in target by name, or a file whose name ends in .toml.
+
+    Raises: TargetError for an unknown name (with the near ones) or a wrong key.
+    """
+    if name.endswith(".toml"):
+        path = Path(name)
+        return from_plain(Target, read_toml(path, TargetError), name, TargetError)
+    if name not in target_names():
+        raise TargetError(unknown("target", name, target_names()))
+    file = files("mllm_export.export.targets") / f"{name}.toml"
+    return from_plain(Target, read_toml(file, TargetError), f"{name}.toml", TargetError)

@@ -1,0 +1,46 @@
+"""Arguments and options that several verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+CheckpointArgument = Annotated[
+    str, typer.Argument(metavar="CKPT", help="A checkpoint's folder as published, or 'reference'.")
+]
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.")]
+TargetOption = Annotated[
+    str,
+    typer.Option("--target", metavar="T", help="A device: see 'list targets', or a .toml file."),
+]
+RecipeOption = Annotated[
+    Optional[str],  # noqa: UP045  (typer evaluates it on Python 3.10 too)
+    typer.Option("--recipe", metavar="R", help="How to quantize; the target's own by default."),
+]
+TowerOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--vision-tower",
+        metavar="DIR",
+        help="Folder of the vision tower, or 'inside' for the copy in the checkpoint. "
+        "By default where config.json says, or beside the checkpoint.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+EvaluationOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--evaluation",
+        metavar="F",
+        help="JSON lines of image, question, answers for the task rung. 'reference' has its own.",
+    ),
+]
+MmprojOption = Annotated[
+    bool,
+    typer.Option(
+        "--mmproj",
+        help="Also write the tower for llama.cpp's own tools; left in only if it measures right.",
+    ),
+]

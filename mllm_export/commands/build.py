@@ -1,0 +1,113 @@
+"""`mllm-export build`: a checked bundle, or none."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from mllm_export.commands.arguments import (
+    CheckpointArgument,
+    EvaluationOption,
+    JsonOption,
+    MmprojOption,
+    RecipeOption,
+    TargetOption,
+    TowerOption,
+)
+
+if TYPE_CHECKING:
+    from mllm_export.bundle import Bundle
+    from mllm_export.commands.opening import Job
+    from mllm_export.progress import Progress
+    from mllm_export.report import Report
+
+
+def build(
+    checkpoint: CheckpointArgument,
+    target: TargetOption,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="The bundle's folder.")],
+    recipe: RecipeOption = None,
+    vision_tower: TowerOption = None,
+    evaluation: EvaluationOption = None,
+    mmproj: MmprojOption = False,
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Leave a bundle that is marked unchecked.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Export, quantize and check; leave a bundle only if it passes."""
+    from mllm_export.commands.opening import REFERENCE, plan_job, reference_evaluation
+    from mllm_export.terminal import ProgressBars
+
+    started = time.monotonic()
+    job = plan_job(checkpoint, target, recipe, vision_tower, mmproj)
+    if checkpoint == REFERENCE and evaluation is None:
+        evaluation = reference_evaluation()
+    _forecast(job)
+    with ProgressBars() as progress:
+        report = build_bundle(job, out, evaluation, no_check, progress)
+    _tell(out, report, as_json)
+    _figures(time.monotonic() - started)
+
+
+def build_bundle(
+    job: Job, out: Path, evaluation: Path | None, no_check: bool, progress: Progress
+) -> Report | None:
+    """Build into `out`; returns the report, or None for a bundle left unchecked.
+
+    Raises: CheckFailedError, with the report left beside where the bundle would be.
+    """
+    from mllm_export.export.build import build as run_build
+
+    reports: list[Report] = []
+
+    def finish(bundle: Bundle, float_tower: Path | None) -> Literal["passed", "unchecked"]:
+        from mllm_export.commands.checking import check_new_bundle
+
+        if no_check:
+            return "unchecked"
+        reports.append(check_new_bundle(job, bundle, float_tower, evaluation, out, progress))
+        return "passed"
+
+    run_build(job.plan, job.reading, job.checkpoint, job.target, out, finish, progress)
+    return reports[0] if reports else None
+
+
+def _forecast(job: Job) -> None:
+    from mllm_export.commands.plan import summary
+    from mllm_export.terminal import mib, stderr
+
+    console = stderr()
+    for line in summary(job.plan):
+        console.print(line, markup=False)
+    console.print(f"Predicted peak of the build: {mib(job.plan.build_memory_bytes)}")
+
+
+def _tell(out: Path, report: Report | None, as_json: bool) -> None:
+    from mllm_export.records import to_json
+    from mllm_export.terminal import parity_table, print_note, stdout
+
+    if report is None:
+        print_note(f"{out} was not checked against the original; 'run' will say so")
+    elif as_json:
+        typer.echo(to_json(report), nl=False)
+    else:
+        stdout().print(parity_table(report))
+    if not as_json:
+        typer.echo(f"bundle: {out}")
+        if report is not None:
+            typer.echo(f"report: {out / 'report.html'}")
+
+
+def _figures(seconds: float) -> None:
+    import resource
+
+    from mllm_export.terminal import stderr
+
+    # Linux counts in KiB; children are the stages, of which the largest counts.
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    peak_mib = max(resource.getrusage(one).ru_maxrss for one in who) >> 10
+    stderr().print(f"Done in {seconds:.1f} s, peak of one process {peak_mib} MiB")

@@ -1,0 +1,92 @@
+"""`mllm-export check`: is a bundle still right, on this machine?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from mllm_export.commands.arguments import (
+    BundleArgument,
+    EvaluationOption,
+    JsonOption,
+    TowerOption,
+)
+
+if TYPE_CHECKING:
+    from mllm_export.bundle import Bundle
+    from mllm_export.checkpoint import Checkpoint
+    from mllm_export.plan import Plan
+
+
+def check(
+    bundle: BundleArgument,
+    against: Annotated[
+        Optional[str],  # noqa: UP045  (typer evaluates it on Python 3.10 too)
+        typer.Option(
+            "--against", metavar="CKPT", help="The original; without it the golden outputs count."
+        ),
+    ] = None,
+    vision_tower: TowerOption = None,
+    evaluation: EvaluationOption = None,
+    report_dir: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--report", metavar="DIR", help="Write report.html, .json, .md, .xml here."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Hold a bundle against the original, or against its golden outputs."""
+    from mllm_export.bundle import open_bundle
+    from mllm_export.commands.checking import check_in_child, verdict, write_reports
+    from mllm_export.commands.opening import REFERENCE, open_checkpoint, reference_evaluation
+    from mllm_export.errors import CheckFailedError
+    from mllm_export.records import to_json
+    from mllm_export.terminal import ProgressBars, parity_table, stdout
+
+    opened = open_bundle(bundle)
+    original = None if against is None else open_checkpoint(against, vision_tower)
+    if against == REFERENCE and evaluation is None:
+        evaluation = reference_evaluation()
+    plan = None if original is None else replan(opened, original)
+    with ProgressBars() as progress:
+        report = check_in_child(opened, original, plan, evaluation, None, False, progress)
+    if report_dir is not None:
+        report_dir.mkdir(parents=True, exist_ok=True)
+        write_reports(report, report_dir)
+    if as_json:
+        typer.echo(to_json(report), nl=False)
+    else:
+        stdout().print(parity_table(report))
+    if not report.passed:
+        raise CheckFailedError(verdict(report))
+
+
+def replan(bundle: Bundle, checkpoint: Checkpoint) -> Plan:
+    """The plan that the bundle must have come from.
+
+    Raises: BundleError when the checkpoint is another model.
+    """
+    from mllm_export.errors import BundleError
+    from mllm_export.export.family import cover, read_spec
+    from mllm_export.export.make_plan import make_plan
+    from mllm_export.export.target import load_target
+    from mllm_export.quantize.recipe import load_recipe
+
+    manifest = bundle.manifest
+    reading = read_spec(checkpoint)
+    dropped = cover(checkpoint, reading)
+    plan = make_plan(
+        reading,
+        load_target(manifest.target),
+        load_recipe(manifest.recipe),
+        dropped=dropped,
+        mmproj=bundle.find("mmproj") is not None,
+        profile=manifest.profile,
+    )
+    if plan.spec.decoder != manifest.model.decoder or plan.spec.encoders != manifest.model.encoders:
+        raise BundleError(
+            f"{checkpoint.path} is not what {bundle.folder} was built from: sizes differ; "
+            "name the checkpoint it was built from with --against"
+        )
+    return plan

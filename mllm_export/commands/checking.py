@@ -1,0 +1,96 @@
+"""How verbs run the ladder: in a process of its own, with the report written as files."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mllm_export.errors import CheckFailedError
+from mllm_export.report import describe
+
+if TYPE_CHECKING:
+    from mllm_export.bundle import Bundle
+    from mllm_export.checkpoint import Checkpoint
+    from mllm_export.commands.opening import Job
+    from mllm_export.plan import Plan
+    from mllm_export.progress import Progress
+    from mllm_export.report import Report
+
+
+def check_new_bundle(
+    job: Job,
+    bundle: Bundle,
+    float_tower: Path | None,
+    evaluation: Path | None,
+    out: Path,
+    progress: Progress,
+) -> Report:
+    """Check a bundle that has no manifest yet; writes report and golden files into its folder.
+
+    Raises: CheckFailedError when a rung failed; the report stands beside `out` then.
+    """
+    report = check_in_child(
+        bundle, job.checkpoint, job.plan, evaluation, float_tower, True, progress
+    )
+    write_reports(report, bundle.folder)
+    if not report.passed:
+        beside = out.with_name(f"{out.name}.failed")
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        write_reports(report, beside)
+        raise CheckFailedError(f"{verdict(report)}; no bundle was left, see {beside}/report.html")
+    return report
+
+
+def check_in_child(
+    bundle: Bundle,
+    checkpoint: Checkpoint | None,
+    plan: Plan | None,
+    evaluation: Path | None,
+    float_tower: Path | None,
+    golden: bool,
+    progress: Progress,
+) -> Report:
+    """The ladder in a fresh process; `golden` also writes the golden files."""
+    from mllm_export.device_tests.stage import check_stage
+    from mllm_export.export.child import run_in_child
+
+    source = None if checkpoint is None else (checkpoint.path, checkpoint.asked)
+    return run_in_child(
+        "check",
+        check_stage,
+        bundle.folder,
+        bundle.manifest,
+        source,
+        plan,
+        evaluation,
+        float_tower,
+        golden,
+        progress=progress,
+    )
+
+
+def verdict(report: Report) -> str:
+    """The first failed rung and its figures, in a line."""
+    rung = report.first_failure
+    if rung is None:
+        return f"{report.model} passed"
+    broken = [describe(m) for m in rung.measurements if m.passed is False]
+    return f"the {rung.name} rung failed: {'; '.join(broken) or rung.reason}"
+
+
+def write_reports(report: Report, folder: Path) -> None:
+    """report.json, .md, .xml (JUnit) and .html."""
+    from mllm_export.records import to_json
+    from mllm_export.reports.html import to_html
+    from mllm_export.reports.junit import to_junit
+    from mllm_export.reports.markdown import to_markdown
+
+    for name, text in (
+        ("report.json", to_json(report)),
+        ("report.md", to_markdown(report)),
+        ("report.xml", to_junit(report)),
+        ("report.html", to_html(report)),
+    ):
+        (folder / name).write_text(text, encoding="utf-8")

@@ -1,0 +1,46 @@
+"""`mllm-export list`: the names in the catalogs."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+
+class Kind(str, Enum):
+    """What can be listed."""
+
+    families = "families"
+    encoders = "encoders"
+    projectors = "projectors"
+    decoders = "decoders"
+    targets = "targets"
+    recipes = "recipes"
+
+
+def list_names(
+    kind: Annotated[Kind, typer.Argument(help="Which catalog.")],
+) -> None:
+    """List what can be exported, built for, or asked for."""
+    for name, note in _entries(kind):
+        typer.echo(f"{name:<16} {note}".rstrip())
+
+
+def _entries(kind: Kind) -> list[tuple[str, str]]:
+    if kind is Kind.targets:
+        from mllm_export.export.target import load_target, target_names
+
+        return [(name, load_target(name).description) for name in target_names()]
+    if kind is Kind.recipes:
+        from mllm_export.quantize.recipe import load_recipe, recipe_names
+
+        return [(name, load_recipe(name).description) for name in recipe_names()]
+    if kind is Kind.families:
+        from mllm_export.export.family import FAMILIES
+
+        return [(name, FAMILIES[name].title) for name in FAMILIES.names()]
+    from mllm_export.export.parts import DECODERS, ENCODERS, PROJECTORS
+
+    catalogs = {Kind.encoders: ENCODERS, Kind.projectors: PROJECTORS, Kind.decoders: DECODERS}
+    return [(name, "") for name in catalogs[kind].names()]

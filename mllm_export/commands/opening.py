@@ -1,0 +1,64 @@
+"""From what the user typed to a checkpoint, a target and a plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mllm_export.records import record
+
+if TYPE_CHECKING:
+    from mllm_export.checkpoint import Checkpoint
+    from mllm_export.export.family import Reading
+    from mllm_export.export.target import Target
+    from mllm_export.plan import Plan
+
+REFERENCE = "reference"
+
+
+def open_checkpoint(name: str, vision_tower: str | None) -> Checkpoint:
+    """The checkpoint folder, or the one that ships with the package."""
+    from mllm_export.checkpoint import INSIDE, Checkpoint
+
+    tower = vision_tower if vision_tower in {None, INSIDE} else Path(str(vision_tower))
+    return Checkpoint(reference_folder() if name == REFERENCE else Path(name), tower)
+
+
+def reference_folder() -> Path:
+    """The folder of the reference checkpoint."""
+    import mllm_export.export.reference as package
+
+    return Path(package.__path__[0]) / "data" / "checkpoint"
+
+
+def reference_evaluation() -> Path:
+    """The held-out questions of the reference checkpoint."""
+    return reference_folder().parent / "evaluation" / "questions.jsonl"
+
+
+@record
+class Job:
+    """A checkpoint that was read and planned."""
+
+    checkpoint: Checkpoint
+    reading: Reading
+    target: Target
+    plan: Plan
+
+
+def plan_job(
+    name: str, target: str, recipe: str | None, vision_tower: str | None, mmproj: bool
+) -> Job:
+    """Read, cover and plan; everything that can be refused before a weight is read is refused."""
+    from mllm_export.export.family import cover, read_spec
+    from mllm_export.export.make_plan import make_plan
+    from mllm_export.export.target import load_target
+    from mllm_export.quantize.recipe import load_recipe
+
+    device = load_target(target)
+    chosen = load_recipe(recipe or device.default_recipe)
+    checkpoint = open_checkpoint(name, vision_tower)
+    reading = read_spec(checkpoint)
+    dropped = cover(checkpoint, reading)
+    plan = make_plan(reading, device, chosen, dropped=dropped, mmproj=mmproj)
+    return Job(checkpoint=checkpoint, reading=reading, target=device, plan=plan)

@@ -1,0 +1,79 @@
+"""`mllm-export plan`: what a build would do, tensor by tensor, without a weight read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from mllm_export.commands.arguments import (
+    CheckpointArgument,
+    JsonOption,
+    MmprojOption,
+    RecipeOption,
+    TargetOption,
+    TowerOption,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mllm_export.plan import ArtifactPlan, Plan
+
+
+def plan(
+    checkpoint: CheckpointArgument,
+    target: TargetOption,
+    recipe: RecipeOption = None,
+    vision_tower: TowerOption = None,
+    mmproj: MmprojOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a build would write, with predicted sizes and memory."""
+    from mllm_export.commands.opening import plan_job
+    from mllm_export.records import to_json
+    from mllm_export.terminal import mib, stdout
+
+    job = plan_job(checkpoint, target, recipe, vision_tower, mmproj)
+    if as_json:
+        typer.echo(to_json(job.plan), nl=False)
+        return
+    console = stdout()
+    for artifact in job.plan.artifacts:
+        console.print(artifact_table(artifact))
+    for line in summary(job.plan):
+        console.print(line)
+    console.print(f"Dropped from the checkpoint: {len(job.plan.dropped)} tensors")
+    console.print(f"Predicted peak of the build: {mib(job.plan.build_memory_bytes)}")
+
+
+def summary(plan: Plan) -> tuple[str, ...]:
+    """Sizes and device memory in two lines."""
+    from mllm_export.terminal import mib
+
+    sizes = ", ".join(f"{a.path} {mib(a.size_bytes)} ({a.scheme})" for a in plan.artifacts)
+    return (
+        f"Artifacts: {sizes}",
+        f"On the device: {mib(plan.device_memory_bytes)} at {plan.context_tokens} tokens of "
+        f"context, KV cache {mib(plan.kv_cache_bytes)} of it",
+    )
+
+
+def artifact_table(artifact: ArtifactPlan) -> Table:
+    """One row per scheme and note, with the tensors it stands for."""
+    from rich.table import Table
+
+    from mllm_export.terminal import mib
+
+    table = Table(title=f"{artifact.path}: {len(artifact.tensors)} tensors")
+    for header in ("scheme", "tensors", "size", "such as", "note"):
+        table.add_column(header)
+    groups: dict[tuple[str, str], list[int]] = {}
+    first: dict[tuple[str, str], str] = {}
+    for tensor in artifact.tensors:
+        key = (tensor.scheme, tensor.note)
+        groups.setdefault(key, []).append(tensor.size_bytes)
+        first.setdefault(key, tensor.name)
+    for key, sizes in groups.items():
+        table.add_row(key[0], str(len(sizes)), mib(sum(sizes)), first[key], key[1])
+    return table

@@ -1,0 +1,66 @@
+"""`mllm-export run`: ask a bundle a question about a picture, with the runtime alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from mllm_export.commands.arguments import BundleArgument, JsonOption
+
+if TYPE_CHECKING:
+    from mllm_export.runtimes.session import Session
+
+
+def run(
+    bundle: BundleArgument,
+    prompt: Annotated[str, typer.Option("--prompt", metavar="S", help="The question.")],
+    image: Annotated[
+        Optional[list[Path]],  # noqa: UP045  (typer evaluates it on Python 3.10 too)
+        typer.Option("--image", metavar="F", help="A picture; may be given several times, or not."),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.0,
+    seed: Annotated[int, typer.Option(help="For sampling.")] = 0,
+    threads: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="CPU threads; all cores by default.", min=1),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a question; needs neither torch nor transformers."""
+    from mllm_export.runtimes import load
+    from mllm_export.terminal import print_note
+
+    with load(bundle, threads=threads) as session:
+        if session.manifest.checked == "unchecked":
+            print_note(f"{bundle} was never checked against the original (built with --no-check)")
+        _answer(session, prompt, image or [], max_tokens, temperature, seed, as_json)
+
+
+def _answer(
+    session: Session,
+    prompt: str,
+    images: list[Path],
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    as_json: bool,
+) -> None:
+    import json
+
+    from mllm_export.records import as_plain
+
+    steps = []
+    for step in session.generate(
+        prompt, images, max_tokens=max_tokens, temperature=temperature, seed=seed
+    ):
+        steps.append(step)
+        if not as_json:
+            typer.echo(step.text, nl=False)
+    if as_json:
+        text = "".join(step.text for step in steps)
+        typer.echo(json.dumps({"text": text, "steps": [as_plain(step) for step in steps]}))
+    else:
+        typer.echo("")

@@ -1,0 +1,188 @@
+"""A checkpoint is read exactly, lazily and without running anything in it."""
+
+import json
+import os
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from mllm_export.checkpoint import TOWER_PREFIX, Checkpoint
+from mllm_export.errors import CheckpointError
+from mllm_export.shards import SafetensorsShard
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def state() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    values = torch.randn(6, 5)
+    return {f"part.{str(d).split('.')[1]}": values.to(d) for d in DTYPES}
+
+
+def write(folder: Path, form: str, shards: int = 1) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text("{}")
+    single = "model.safetensors" if form == "safetensors" else "pytorch_model.bin"
+    save = save_file if form == "safetensors" else torch.save
+    if shards == 1:
+        save(state(), folder / single)
+        return folder
+    weight_map = {}
+    for number, (name, tensor) in enumerate(state().items(), 1):
+        file = f"{Path(single).stem}-{number:05d}-of-{len(DTYPES):05d}{Path(single).suffix}"
+        save({name: tensor}, folder / file)
+        weight_map[name] = file
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / f"{single}.index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_every_layout_gives_the_stored_values_in_their_own_dtype(
+    tmp_path: Path, form: str, shards: int
+) -> None:
+    checkpoint = Checkpoint(write(tmp_path / "model", form, shards))
+    infos = checkpoint.infos(tower=False)
+    assert set(infos) == set(state())
+    for name, tensor in state().items():
+        values = checkpoint.read(name)
+        assert infos[name].dtype == str(tensor.dtype).split(".")[1] == values.dtype.name
+        assert infos[name].shape == (6, 5)
+        np.testing.assert_array_equal(values.astype(np.float32), tensor.float().numpy())
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_reading_maps_the_file_and_does_not_copy_it(tmp_path: Path, form: str) -> None:
+    checkpoint = Checkpoint(write(tmp_path / "model", form))
+    values = checkpoint.read("part.bfloat16")
+    assert values.dtype == ml_dtypes.bfloat16
+    assert not values.flags.owndata
+    if form == "safetensors":
+        assert not values.flags.writeable
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shapes=st.lists(
+        st.lists(st.integers(0, 5), min_size=0, max_size=3), min_size=1, max_size=4
+    ),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_safetensors_of_any_shape_read_as_the_library_reads_them(
+    tmp_path_factory: pytest.TempPathFactory, shapes: list[list[int]], dtype: torch.dtype
+) -> None:
+    path = tmp_path_factory.mktemp("shard") / "model.safetensors"
+    tensors = {f"t{i}": torch.randn(shape).to(dtype) for i, shape in enumerate(shapes)}
+    save_file(tensors, path)
+    shard = SafetensorsShard(path)
+    for name, tensor in tensors.items():
+        values = shard.read(name)
+        assert values.shape == tuple(tensor.shape)
+        np.testing.assert_array_equal(values.astype(np.float32), tensor.float().numpy())
+
+
+def test_the_tower_folder_is_found_beside_the_checkpoint_by_its_hub_name(tmp_path: Path) -> None:
+    model = write(tmp_path / "model", "bin")
+    (model / "config.json").write_text('{"mm_vision_tower": "openai/some-clip"}')
+    write(tmp_path / "some-clip", "safetensors")
+    infos = Checkpoint(model).infos(tower=True)
+    assert TOWER_PREFIX + "part.float32" in infos
+
+
+def refused(action: object, *parts: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        action()  # type: ignore[operator]
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message
+
+
+def test_a_missing_tower_says_where_it_was_looked_for(tmp_path: Path) -> None:
+    model = write(tmp_path / "model", "bin")
+    (model / "config.json").write_text('{"mm_vision_tower": "openai/some-clip"}')
+    refused(Checkpoint(model).require_tower, "some-clip", str(tmp_path), "--vision-tower")
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    model = write(tmp_path / "model", "safetensors", 3)
+    (model / "model-00002-of-00003.safetensors").unlink()
+    refused(lambda: Checkpoint(model).infos(False), "model-00002-of-00003.safetensors", "missing")
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_a_file_cut_short_is_named(tmp_path: Path, form: str) -> None:
+    model = write(tmp_path / "model", form)
+    file = next(p for p in model.iterdir() if p.suffix in {".bin", ".safetensors"})
+    file.write_bytes(file.read_bytes()[:-40])
+    refused(lambda: Checkpoint(model).infos(False), file.name, "again")
+
+
+@pytest.mark.parametrize("name", ["../outside.bin", "/etc/passwd", "a/../../outside.bin"])
+def test_a_shard_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    model = write(tmp_path / "model", "bin")
+    torch.save(state(), tmp_path / "outside.bin")
+    (model / "pytorch_model.bin").unlink()
+    index = {"weight_map": {"part.float32": name}}
+    (model / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    refused(lambda: Checkpoint(model).infos(False), name, "leads out")
+
+
+class Payload:
+    """Makes a file when a pickle that holds it is executed."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_wants_to_execute_is_refused_and_not_executed(
+    tmp_path: Path, zipped: bool
+) -> None:
+    model = write(tmp_path / "model", "bin")
+    mark = tmp_path / "executed"
+    torch.save(
+        {"weights": Payload(mark)},
+        model / "pytorch_model.bin",
+        _use_new_zipfile_serialization=zipped,
+    )
+    refused(lambda: Checkpoint(model).infos(False), "pytorch_model.bin", "not executed")
+    assert not mark.exists()
+
+
+def test_a_tensor_in_two_shards_is_an_error(tmp_path: Path) -> None:
+    model = write(tmp_path / "model", "safetensors", 3)
+    save_file({"part.float32": torch.ones(2)}, model / "model-00003-of-00003.safetensors")
+    refused(lambda: Checkpoint(model).infos(False), "part.float32", "00001", "00003")
+
+
+def test_a_tensor_that_only_the_index_knows_is_an_error(tmp_path: Path) -> None:
+    model = write(tmp_path / "model", "safetensors", 3)
+    file = model / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    index["weight_map"]["ghost"] = "model-00001-of-00003.safetensors"
+    file.write_text(json.dumps(index))
+    refused(lambda: Checkpoint(model).infos(False), "ghost")
+
+
+def test_a_folder_without_weights_or_config_is_an_error(tmp_path: Path) -> None:
+    refused(lambda: Checkpoint(tmp_path / "nothing"), "not a folder")
+    (tmp_path / "config.json").write_text("{}")
+    refused(lambda: Checkpoint(tmp_path).infos(False), "no weights")
+    refused(lambda: Checkpoint(tmp_path / "config.json"), "not a folder")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '"x"'])
+def test_a_broken_config_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    refused(lambda: Checkpoint(tmp_path).config, "config.json")
