@@ -16,7 +16,8 @@ TOWER_PREFIX = "tower:"
 """Stands before the names of tensors that come from the vision tower's own folder."""
 
 INSIDE = "inside"
-"""Value of --vision-tower that asks for the copy inside the checkpoint."""
+"""Value of --vision-tower that asks for the weights inside the checkpoint; the tower's config
+is still looked for in the usual places."""
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLES = ("model.safetensors", "pytorch_model.bin")
@@ -127,10 +128,8 @@ class Checkpoint:
     @cached_property
     def tower_places(self) -> tuple[Path, ...]:
         """Where the tower's folder is looked for, in order."""
-        if self.asked == INSIDE:
-            return ()
-        if self.asked is not None:
-            return (Path(self.asked),)
+        if self.asked not in {None, INSIDE}:
+            return (Path(str(self.asked)),)
         name = self.config.text("mm_vision_tower", "")
         if not name:
             return ()

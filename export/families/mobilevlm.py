@@ -89,7 +89,7 @@ def _tower_from_folder(checkpoint: Checkpoint) -> bool:
 
     Source: mobilevlm/model/mobilevlm.py, load_pretrained_model, which looks for 'v2'.
     """
-    asked_inside = checkpoint.tower_places == ()
+    asked_inside = checkpoint.asked == INSIDE
     is_v1 = "v2" not in checkpoint.config.text("mm_projector_type")
     if is_v1 and not asked_inside:
         checkpoint.require_tower()
