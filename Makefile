@@ -4,8 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 UPSTREAM_VERSION := 0.3.36
 UPSTREAM := build/upstream/llama_cpp_python-$(UPSTREAM_VERSION)
-# llama.cpp is compiled once on this machine; downloads over TLS are nothing this project uses.
-export CMAKE_ARGS ?= -DLLAMA_OPENSSL=OFF
+# llama.cpp is compiled once, for this machine; downloads over TLS are nothing this project uses.
+# Its AMX kernels crash when GCC optimises their tile configuration away (ggml-org/llama.cpp
+# issue 20824, pull request 26954), so that a quantized model ends the process.
+NO_AMX := $(if $(filter x86_64,$(shell uname -m)),-mno-amx-tile -mno-amx-int8)
+export CMAKE_ARGS ?= -DLLAMA_OPENSSL=OFF '-DCMAKE_C_FLAGS=$(NO_AMX)' '-DCMAKE_CXX_FLAGS=$(NO_AMX)'
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test check install install-dev format lint types pytest wheel upstream clean

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 from mllm_export.errors import BuildError, MllmExportError
@@ -54,6 +56,8 @@ def _listen(stage: str, pipe: Connection, progress: Progress) -> Any:
 
 
 def _serve(pipe: Connection, function: Callable[..., Any], arguments: tuple[object, ...]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
     def tell(step: Step) -> None:
         pipe.send(("step", step))
 
@@ -66,6 +70,14 @@ def _serve(pipe: Connection, function: Callable[..., Any], arguments: tuple[obje
         pipe.send(("refused", BuildError(os_failure(failure))))
     except Exception:
         pipe.send(("failed", traceback.format_exc()))
+
+
+def _end_with_parent() -> None:
+    """A killed command takes its stages along; they would write to a folder nobody wants."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def os_failure(failure: OSError) -> str:

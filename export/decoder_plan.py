@@ -71,9 +71,7 @@ def general_fields(
         GgufField(key="general.name", value=name, kind="STRING"),
         GgufField(key="general.size_label", value=label, kind="STRING"),
         GgufField(key="general.file_type", value=file_type(scheme), kind="UINT32"),
-        GgufField(
-            key="general.quantization_version", value=gguf.GGML_QUANT_VERSION, kind="UINT32"
-        ),
+        GgufField(key="general.quantization_version", value=gguf.GGML_QUANT_VERSION, kind="UINT32"),
     )
 
 

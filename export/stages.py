@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mllm_export.checkpoint import Checkpoint
-from mllm_export.export.decoder_plan import gguf_tensors
+from mllm_export.export.decoder_plan import general_fields, gguf_tensors
 from mllm_export.export.family import Reading
 from mllm_export.export.parts import DECODERS, TOKENIZERS, Array, GgufField, Reader
 from mllm_export.plan import ArtifactPlan
@@ -55,7 +55,10 @@ def write_decoder_stage(
 
     checkpoint = Checkpoint(*source)
     spec = reading.spec
+    tensors = gguf_tensors(spec.decoder, artifact.tensors)
+    # The family, not the folder's name: the same weights give the same bytes wherever they lie.
     fields: tuple[GgufField, ...] = (
+        *general_fields(spec.family, artifact.scheme, tensors),
         *DECODERS[spec.decoder.kind].metadata(spec.decoder),
         *TOKENIZERS[spec.tokenizer.kind].metadata(
             checkpoint.path, spec.tokenizer, spec.decoder.vocab
@@ -65,7 +68,7 @@ def write_decoder_stage(
     write_decoder(
         path,
         fields,
-        gguf_tensors(spec.decoder, artifact.tensors),
+        tensors,
         part_reader(checkpoint, reading.weights.part("decoder")),
         progress,
     )

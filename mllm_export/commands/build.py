@@ -96,6 +96,8 @@ def _tell(out: Path, report: Report | None, as_json: bool) -> None:
         typer.echo(to_json(report), nl=False)
     else:
         stdout().print(parity_table(report))
+    for note in () if report is None else report.notes:
+        print_note(note)
     if not as_json:
         typer.echo(f"bundle: {out}")
         if report is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,8 @@ def check_new_bundle(
     report = check_in_child(
         bundle, job.checkpoint, job.plan, evaluation, float_tower, True, progress
     )
+    if job.plan.artifact("mmproj") is not None:
+        report = _judge_mmproj(job, bundle, report, progress)
     write_reports(report, bundle.folder)
     if not report.passed:
         beside = out.with_name(f"{out.name}.failed")
@@ -41,6 +44,21 @@ def check_new_bundle(
         write_reports(report, beside)
         raise CheckFailedError(f"{verdict(report)}; no bundle was left, see {beside}/report.html")
     return report
+
+
+def _judge_mmproj(job: Job, bundle: Bundle, report: Report, progress: Progress) -> Report:
+    """Remove mmproj.gguf unless llama.cpp computes it rightly; either way the report says so."""
+    from mllm_export.device_tests.mmproj import mmproj_stage
+    from mllm_export.export.child import run_in_child
+
+    path = bundle.path("mmproj")
+    source = (job.checkpoint.path, job.checkpoint.asked)
+    verdict = run_in_child(
+        "check mmproj", mmproj_stage, path, bundle.manifest, source, progress=progress
+    )
+    if not verdict.passed:
+        path.unlink()
+    return replace(report, notes=(*report.notes, verdict.sentence()))
 
 
 def check_in_child(

@@ -1,0 +1,112 @@
+"""Image embeddings of the export's tower and projector against the original's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mllm_export.device_tests.cases import TowerCase
+from mllm_export.device_tests.check import Context
+from mllm_export.device_tests.distributions import cosines, relative_error
+from mllm_export.device_tests.reference import Floats
+from mllm_export.report import Example, Measurement, Rung, rung_of
+
+_SHOWN = 3
+
+
+class Tower:
+    """The original's pixels through the export's graph, token by token."""
+
+    measures = (
+        "worst-token cosine",
+        "mean-token cosine",
+        "relative error",
+        "values that are no numbers",
+        "float graph: worst-token cosine",
+        "float graph: relative error",
+    )
+
+    def run(self, context: Context) -> Rung:
+        """Compare every case; the float graph too, where a quantized one has it beside it."""
+        cases = context.oracle.tower_cases()
+        made = _embeddings(cases, context.subject.embed_pixels)
+        measurements = [
+            *_measured(context, cases, made, ""),
+            *_ranges(context, cases, made),
+        ]
+        if context.float_tower is not None:
+            plain = _embeddings(cases, _runner(context.float_tower))
+            measurements += _measured(context, cases, plain, "float graph: ")
+        return rung_of(
+            "tower",
+            reference=context.oracle.title,
+            samples=len(cases),
+            measurements=tuple(measurements),
+            examples=_worst(cases, made),
+        )
+
+
+def _embeddings(cases: Sequence[TowerCase], embed: Callable[[Floats], Floats]) -> list[Floats]:
+    return [embed(case.pixels) for case in cases]
+
+
+def _measured(
+    context: Context, cases: Sequence[TowerCase], made: Sequence[Floats], of: str
+) -> list[Measurement]:
+    pairs = [(case.expected, np.nan_to_num(one)) for case, one in zip(cases, made, strict=True)]
+    tokens = np.concatenate([cosines(expected, one) for expected, one in pairs])
+    errors = [relative_error(expected, one) for expected, one in pairs]
+    kind = "f16" if of else None
+    measure = context.limits.measure
+    return [
+        measure("tower", f"{of}worst-token cosine", float(tokens.min()), kind=kind),
+        measure("tower", f"{of}mean-token cosine", float(tokens.mean()), kind=kind),
+        measure("tower", f"{of}relative error", max(errors), "of the norm", kind=kind),
+    ]
+
+
+def _ranges(
+    context: Context, cases: Sequence[TowerCase], made: Sequence[Floats]
+) -> list[Measurement]:
+    bad = sum(int((~np.isfinite(one)).sum()) for one in made)
+    measure = context.limits.measure
+    largest = max(float(np.abs(np.nan_to_num(one)).max()) for one in made)
+    expected = max(float(np.abs(case.expected).max()) for case in cases)
+    return [
+        measure("tower", "values that are no numbers", bad),
+        measure("tower", "largest magnitude", largest),
+        measure("tower", "largest magnitude in the original", expected),
+    ]
+
+
+def _worst(cases: Sequence[TowerCase], made: Sequence[Floats]) -> tuple[Example, ...]:
+    found = []
+    for case, one in zip(cases, made, strict=True):
+        tokens = cosines(case.expected, np.nan_to_num(one))
+        at = int(tokens.argmin())
+        found.append((float(tokens[at]), at, case.name))
+    found.sort()
+    return tuple(
+        Example(name=name, reference="", export="", note=f"token {at}: cosine {cosine:.6f}")
+        for cosine, at, name in found[:_SHOWN]
+    )
+
+
+def _runner(path: Path) -> Callable[[Floats], Floats]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def embed(pixels: Floats) -> Floats:
+        (made,) = session.run(None, {name: pixels})
+        return np.asarray(made, np.float32)
+
+    return embed
+
+
+CHECK = Tower()

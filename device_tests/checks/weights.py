@@ -1,0 +1,229 @@
+"""Every stored tensor, dequantized, against the checkpoint's."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from mllm_export.device_tests.check import NEEDS_ORIGINAL, Context
+from mllm_export.device_tests.originals import Original
+from mllm_export.device_tests.reference import Floats
+from mllm_export.device_tests.stored import FLOATS, OnnxInt8, Stored
+from mllm_export.plan import Plan
+from mllm_export.progress import Step
+from mllm_export.report import Measurement, Rung, TensorRow, not_run, rung_of
+
+_CHUNK_VALUES = 4 << 20
+"""Values compared at once: 16 MiB for each side."""
+
+_BLOCK, _SUPER_BLOCK = 32, 256
+"""Columns that share a scale in ggml's plain types, and in its K-quants."""
+
+_SMALL = 1e-4
+"""Blocks of smaller values count as if this were their largest: float16 scales run out there."""
+
+_ROUNDED = {"F16": np.float16, "F32": np.float32, "f32": np.float32}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """What storing one tensor lost."""
+
+    sqnr_db: float | None
+    """None when nothing was."""
+    largest_error: float
+    """In steps for w8a8, else over the largest value of its block."""
+    unrounded: int
+    """Values of a float scheme that are not the source's, rounded."""
+
+
+class Weights:
+    """Names, shapes, then values."""
+
+    measures = (
+        "tensors missing",
+        "tensors that should not be there",
+        "tensors of another shape",
+        "tensors stored otherwise than planned",
+        "values that are not the source's, rounded",
+    )
+
+    def run(self, context: Context) -> Rung:
+        """Compare every tensor of both files."""
+        live = context.live
+        if live is None:
+            return not_run("weights", NEEDS_ORIGINAL)
+        sides = (
+            (context.stored.tower, live.reference.tower_originals()),
+            (context.stored.decoder, live.reference.decoder_originals()),
+        )
+        names = _Names(sides, context.plan)
+        losses: dict[str, tuple[str, Loss]] = {}
+        for stored, originals in sides:
+            for name in _common(stored, originals):
+                one = stored[name]
+                self._tell(context, name, len(losses))
+                losses[name] = one.scheme, loss_of(one, originals[name])
+        unrounded = sum(loss.unrounded for _, loss in losses.values())
+        measure = context.limits.measure
+        text = "values that are not the source's, rounded"
+        return rung_of(
+            "weights",
+            reference="the checkpoint's own tensors, in the order gguf-py and the authors name",
+            samples=len(losses),
+            measurements=(
+                *names.measurements(context),
+                measure("weights", text, unrounded),
+                *_by_scheme(context, losses),
+            ),
+            tensors=_rows(losses, context.plan),
+        )
+
+    @staticmethod
+    def _tell(context: Context, name: str, done: int) -> None:
+        total = len(context.stored.tower) + len(context.stored.decoder)
+        context.progress(
+            Step(stage="check weights", item=name, done=done, total=total, unit="tensors")
+        )
+
+
+class _Names:
+    """What is there, and in what shape, against what should be."""
+
+    def __init__(
+        self,
+        sides: tuple[tuple[Mapping[str, Stored], Mapping[str, Original]], ...],
+        plan: Plan | None,
+    ) -> None:
+        self._sides = sides
+        self._plan = plan
+
+    def measurements(self, context: Context) -> tuple[Measurement, ...]:
+        measure = context.limits.measure
+        missing = sum(len(set(originals) - set(stored)) for stored, originals in self._sides)
+        extra = sum(len(set(stored) - set(originals)) for stored, originals in self._sides)
+        misshapen = sum(
+            stored[name].shape != originals[name].shape
+            for stored, originals in self._sides
+            for name in set(stored) & set(originals)
+        )
+        return (
+            measure("weights", "tensors missing", missing),
+            measure("weights", "tensors that should not be there", extra),
+            measure("weights", "tensors of another shape", misshapen),
+            *self._planned(context),
+        )
+
+    def _planned(self, context: Context) -> Iterator[Measurement]:
+        if self._plan is None:
+            return
+        found = {n: s for stored, _ in self._sides for n, s in stored.items()}
+        planned = {
+            tensor.name.removesuffix("_quantized"): (tensor.scheme, tensor.shape)
+            for role in ("tower", "decoder")
+            for artifact in [self._plan.artifact(role)]
+            if artifact is not None
+            for tensor in artifact.tensors
+            if not tensor.name.endswith(("_scale", "_zero_point"))
+        }
+        stored = {name: (one.scheme, tuple(one.shape)) for name, one in found.items()}
+        other = sum(planned.get(n) != stored.get(n) for n in planned.keys() | stored.keys())
+        yield context.limits.measure("weights", "tensors stored otherwise than planned", other)
+
+
+def loss_of(stored: Stored, original: Original) -> Loss:
+    """Read both a few rows at a time and compare."""
+    signal = noise = 0.0
+    worst, unrounded = 0.0, 0
+    for start, stop in _chunks(original.shape):
+        source, made = original.values(start, stop), stored.values(start, stop)
+        if stored.scheme in FLOATS:
+            unrounded += _unrounded(stored.scheme, source, made)
+        error = (made - source).ravel()
+        signal += float(source.ravel() @ source.ravel())
+        noise += float(error @ error)
+        worst = max(worst, _largest_error(stored, source, error.reshape(source.shape)))
+    return Loss(
+        sqnr_db=None if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise),
+        largest_error=worst,
+        unrounded=unrounded,
+    )
+
+
+def _chunks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    rows = shape[0]
+    step = max(1, _CHUNK_VALUES // max(1, math.prod(shape[1:])))
+    for start in range(0, rows, step):
+        yield start, min(rows, start + step)
+
+
+def _unrounded(scheme: str, source: Floats, made: Floats) -> int:
+    if scheme == "BF16":
+        import ml_dtypes
+
+        return int((source.astype(ml_dtypes.bfloat16).astype(np.float32) != made).sum())
+    return int((source.astype(_ROUNDED[scheme]).astype(np.float32) != made).sum())
+
+
+def _largest_error(stored: Stored, source: Floats, error: Floats) -> float:
+    off = np.where(np.isfinite(error), np.abs(error), np.inf)
+    if isinstance(stored, OnnxInt8):
+        return float((off / stored.scale).max())
+    columns = source.shape[-1]
+    width = _SUPER_BLOCK if stored.scheme.endswith("_K") else _BLOCK
+    width = columns if columns % width else width
+    top = np.abs(source).reshape(-1, width).max(axis=-1)
+    return float((off.reshape(-1, width).max(axis=-1) / np.maximum(top, _SMALL)).max())
+
+
+def _common(stored: Mapping[str, Stored], originals: Mapping[str, Original]) -> list[str]:
+    return [n for n in originals if n in stored and stored[n].shape == originals[n].shape]
+
+
+def _by_scheme(
+    context: Context, losses: Mapping[str, tuple[str, Loss]]
+) -> Iterator[Measurement]:
+    """The worst tensor of every quantized scheme, against the profile's limits for it."""
+    grouped: dict[str, list[Loss]] = defaultdict(list)
+    for scheme, loss in losses.values():
+        if scheme not in FLOATS:
+            grouped[scheme].append(loss)
+    profile = context.limits.profile
+    for scheme, found in sorted(grouped.items()):
+        limit = profile.scheme(scheme)
+        where = f"profile {profile.name}, {scheme}: {limit.reason}"
+        yield Measurement(
+            name=f"{scheme}: least SQNR",
+            value=min((loss.sqnr_db for loss in found if loss.sqnr_db is not None), default=999.0),
+            unit="dB",
+            sense="at_least",
+            limit=limit.sqnr_db,
+            limit_from=where,
+        )
+        yield Measurement(
+            name=f"{scheme}: largest error",
+            value=max(loss.largest_error for loss in found),
+            unit="steps" if scheme == "w8a8" else "of its block's largest value",
+            sense="at_most",
+            limit=limit.largest_error,
+            limit_from=where,
+        )
+
+
+def _rows(losses: Mapping[str, tuple[str, Loss]], plan: Plan | None) -> tuple[TensorRow, ...]:
+    notes = {
+        tensor.name.removesuffix("_quantized"): tensor.note
+        for artifact in (plan.artifacts if plan else ())
+        for tensor in artifact.tensors
+    }
+    return tuple(
+        TensorRow(name=name, scheme=scheme, sqnr_db=loss.sqnr_db, note=notes.get(name, ""))
+        for name, (scheme, loss) in losses.items()
+    )
+
+
+CHECK = Weights()

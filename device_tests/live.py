@@ -1,0 +1,192 @@
+"""Expected values from the original itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mllm_export.device_tests.cases import (
+    AnswerCase,
+    LogitCase,
+    PixelCase,
+    PromptCase,
+    TowerCase,
+)
+from mllm_export.device_tests.greedy import Asked
+from mllm_export.device_tests.pictures import Picture, ladder
+from mllm_export.device_tests.questions import NASTY, PLAIN, WITH_MARKERS, WITH_SPECIAL
+from mllm_export.device_tests.reference import Floats, Reference
+from mllm_export.device_tests.samples import Question, Samples
+from mllm_export.device_tests.sequences import (
+    CONTINUATION_TOKENS,
+    Passed,
+    Turn,
+    continuation_ids,
+    run_turns,
+    spread,
+)
+from mllm_export.device_tests.subject import Answer, Subject
+from mllm_export.progress import Progress, Step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """How much is measured; a large model pays minutes for what costs a small one a second."""
+
+    towers: int
+    sequences: int
+    """Samples whose logits are compared."""
+    controls: int
+    answer_tokens: int
+    goes_on: bool
+    """Whether the original finishes the answers in which it left the export's."""
+
+
+SMALL = Effort(towers=16, sequences=48, controls=24, answer_tokens=24, goes_on=True)
+LARGE = Effort(towers=3, sequences=3, controls=3, answer_tokens=12, goes_on=False)
+
+
+class LiveOracle:
+    """The reference, asked once for what several checks need."""
+
+    def __init__(
+        self, reference: Reference, samples: Samples, context_tokens: int, progress: Progress
+    ) -> None:
+        """Nothing runs before it is asked for."""
+        self.reference = reference
+        self.samples = samples
+        self.effort = SMALL if reference.resident else LARGE
+        self.title = reference.title
+        self.samples_title = f"{samples.source}, {len(samples.questions)} questions"
+        self.trained = samples.answered
+        self.stop_ids = reference.stop_ids
+        self.stop_strings = reference.stop_strings
+        self.bos_id = reference.bos_id
+        self._context_tokens = context_tokens
+        self._progress = progress
+        self._embeds: dict[str, Floats] = {}
+        self._passed: Passed | None = None
+
+    def text(self, ids: tuple[int, ...]) -> str:
+        """Answer ids as the original's tokenizer writes them."""
+        return self.reference.text(ids)
+
+    def pixel_cases(self) -> list[PixelCase]:
+        """The ladder, and some of the samples' own pictures."""
+        return [
+            PixelCase(picture=picture, expected=self.pixels(picture))
+            for picture in (*ladder(), *self._some_pictures())
+        ]
+
+    def pixels(self, picture: Picture) -> Floats:
+        """A picture through the original's preprocessing."""
+        with picture.open() as image:
+            return self.reference.pixels(image)
+
+    def _some_pictures(self) -> list[Picture]:
+        return list(self.samples.pictures.values())[: self.effort.towers]
+
+    def prompt_cases(self) -> list[PromptCase]:
+        """Plain and nasty questions, with no, one and two pictures."""
+        asked = [(text, 1) for text in (*NASTY, *WITH_SPECIAL)]
+        asked += [(text, count) for text in PLAIN for count in (0, 1, 2)]
+        asked += list(WITH_MARKERS)
+        asked += [(question.text, 1) for question in self.samples.questions]
+        return [
+            PromptCase(question=text, images=count, expected=self._prompt(text, count))
+            for text, count in dict.fromkeys(asked)
+        ]
+
+    def _prompt(self, question: str, images: int) -> tuple[int, ...]:
+        return tuple(self.reference.prompt_ids(question, images))
+
+    def tower_cases(self) -> list[TowerCase]:
+        """Samples' pictures, and two that no camera makes: one colour, and noise."""
+        pictures = self._some_pictures()
+        pixels = {picture.name: self.pixels(picture) for picture in pictures}
+        noise = np.random.default_rng(11).standard_normal(next(iter(pixels.values())).shape)
+        made = {"one colour": np.full(noise.shape, 0.25), "noise": noise}
+        made_pixels = {name: values.astype(np.float32) for name, values in made.items()}
+        embeds = (
+            *self.embeds(pictures),
+            *self.reference.embed(np.concatenate(list(made_pixels.values()))),
+        )
+        return [
+            TowerCase(name=name, pixels=values, expected=expected)
+            for (name, values), expected in zip({**pixels, **made_pixels}.items(), embeds, strict=True)
+        ]
+
+    def embeds(self, pictures: Sequence[Picture]) -> list[Floats]:
+        """The original's embeddings f32[T, D] of each picture, kept once computed."""
+        fresh = {p.name: p for p in pictures if p.name not in self._embeds}
+        if fresh:
+            self._tell("tower of the original", len(fresh), "pictures")
+            stacked = np.concatenate([self.pixels(picture) for picture in fresh.values()])
+            self._embeds.update(zip(fresh, self.reference.embed(stacked), strict=True))
+        return [self._embeds[picture.name] for picture in pictures]
+
+    def logit_cases(self, subject: Subject) -> list[LogitCase]:
+        """Prompt, answer and a further turn, teacher-forced."""
+        return self._run(subject).logits
+
+    def answer_cases(self, subject: Subject) -> list[AnswerCase]:
+        """Every question of the samples."""
+        return self._run(subject).answers
+
+    def _run(self, subject: Subject) -> Passed:
+        if self._passed is None:
+            turns = self._turns(subject)
+            self._tell("decoder of the original", len(turns), "sequences")
+            effort = self.effort
+            passed = run_turns(self.reference, turns, effort.answer_tokens, effort.goes_on)
+            asked = len(self.samples.questions)
+            self._passed = Passed(logits=passed.logits, answers=passed.answers[:asked])
+        return self._passed
+
+    def _turns(self, subject: Subject) -> list[Turn]:
+        """A turn for each question, then one without a picture and one with two."""
+        questions = self.samples.questions
+        self.embeds([picture for one in questions for picture in self.samples.of(one)])
+        measured = set(spread(len(questions), self.effort.sequences))
+        turns = [
+            self._turn(subject, at, question, at in measured)
+            for at, question in enumerate(questions)
+        ]
+        names = tuple(self.samples.pictures)[:2]
+        text = questions[0].text
+        several = (Question(pictures=(), text=text), Question(pictures=names, text=text))
+        return turns + [
+            self._turn(subject, 0, question, True) for question in several if self._fits(question)
+        ]
+
+    def _fits(self, question: Question) -> bool:
+        embeds = self.embeds(self.samples.of(question))
+        positions = len(self._prompt(question.text, len(embeds))) + sum(len(e) for e in embeds)
+        spare = self.effort.answer_tokens + CONTINUATION_TOKENS
+        return positions + spare <= self._context_tokens
+
+    def _turn(self, subject: Subject, at: int, question: Question, measured: bool) -> Turn:
+        pictures = self.samples.of(question)
+        draft = self._answer(subject, question)
+        asked = Asked(
+            ids=self._prompt(question.text, len(pictures)),
+            images=tuple(self.embeds(pictures)),
+            draft=draft,
+        )
+        more = continuation_ids(self.reference, self.samples.questions, at) if measured else ()
+        return Turn(
+            question=question,
+            pictures=pictures,
+            asked=asked,
+            continuation=more,
+            stop_id=self.stop_ids[0],
+        )
+
+    def _answer(self, subject: Subject, question: Question) -> Answer:
+        embeds = [subject.embeds(picture) for picture in self.samples.of(question)]
+        return subject.answer(question.text, embeds, self.effort.answer_tokens)
+
+    def _tell(self, what: str, count: int, unit: str) -> None:
+        self._progress(Step(stage="check", item=what, done=0, total=count, unit=unit))

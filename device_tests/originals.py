@@ -1,0 +1,55 @@
+"""What a file of the export must hold, derived from the checkpoint without the exporter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mllm_export.device_tests.pages import drop_pages
+from mllm_export.device_tests.reference import Floats
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Original:
+    """A published tensor as the export must store it."""
+
+    source: str
+    """Name in the checkpoint; `tower:` stands before those of the tower's own folder."""
+    shape: tuple[int, ...]
+    """As stored."""
+    read: Callable[[], Array]
+    """The published values, a view of the file."""
+    rows: npt.NDArray[np.int64] | None = None
+    """Published row at each stored row, where their order differs."""
+    transposed: bool = False
+    """A linear map's [out, in] stored as [in, out]."""
+
+    def values(self, start: int, stop: int) -> Floats:
+        """Stored rows start..stop, in float32. Shapes: f32[stop - start, ...]."""
+        view = self.read()
+        if self.transposed:
+            view = view.reshape(view.shape[:2]).T
+        taken = view[start:stop] if self.rows is None else view[self.rows[start:stop]]
+        made = np.array(taken, np.float32)
+        drop_pages(view)
+        return made.reshape(stop - start, *self.shape[1:])
+
+
+def interleaved_rows(heads: int, head_dim: int) -> npt.NDArray[np.int64]:
+    """Published row at each stored row of a query or key weight.
+
+    transformers rotates value j of a head with value j + head_dim/2; llama.cpp's llama rotates
+    neighbours, so it stores the two halves of each head interleaved.
+    Source: llama.cpp, convert_hf_to_gguf.py, LlamaModel.permute.
+    """
+    half = head_dim // 2
+    within = np.empty(head_dim, np.int64)
+    within[0::2] = np.arange(half)
+    within[1::2] = np.arange(half) + half
+    return (np.arange(heads)[:, None] * head_dim + within).ravel()

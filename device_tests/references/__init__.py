@@ -1,0 +1,1 @@
+"""One file per family: the original in float32 through PyTorch."""

@@ -1,0 +1,79 @@
+"""CLIP's vision tower through transformers' own layers, in float32, a layer at a time."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import CLIPVisionConfig
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer, CLIPVisionEmbeddings
+
+from mllm_export.config import Config
+from mllm_export.device_tests.reference import Floats, Reader
+from mllm_export.device_tests.references._fill import LayerStack, fill
+
+BATCH = 8
+"""Pictures that go through a layer together; bounds the memory of the MLP's inner values."""
+
+
+def clip_config(config: Config) -> CLIPVisionConfig:
+    """transformers' configuration from the tower's published one."""
+    found = CLIPVisionConfig(
+        hidden_size=config.positive("hidden_size"),
+        intermediate_size=config.positive("intermediate_size"),
+        num_hidden_layers=config.positive("num_hidden_layers"),
+        num_attention_heads=config.positive("num_attention_heads"),
+        image_size=config.positive("image_size"),
+        patch_size=config.positive("patch_size"),
+        hidden_act=config.text("hidden_act", "quick_gelu"),
+        layer_norm_eps=config.number("layer_norm_eps", 1e-5),
+    )
+    found._attn_implementation = "sdpa"
+    return found
+
+
+class ClipFeatures:
+    """`hidden_states[select]` of CLIPVisionModel, without the layers after it."""
+
+    def __init__(
+        self, config: CLIPVisionConfig, read: Reader, select_layer: int, keep_cls: bool
+    ) -> None:
+        """`read` takes the published names from `vision_model.` on."""
+        self._config = config
+        self._keep_cls = keep_cls
+        self._read = read
+        layers = config.num_hidden_layers
+        # hidden_states has one entry more than there are layers: the first is their input.
+        self._run = range(layers + 1)[select_layer]
+        self._stack = LayerStack(
+            lambda _: CLIPEncoderLayer(config), read, "vision_model.encoder.layers.{}.", layers
+        )
+
+    def modules(self) -> dict[str, nn.Module]:
+        """What runs until the selected hidden state, without data, by published prefix."""
+        config = self._config
+        with torch.device("meta"):
+            found: dict[str, nn.Module] = {
+                "vision_model.embeddings.": CLIPVisionEmbeddings(config),
+                "vision_model.pre_layrnorm.": nn.LayerNorm(config.hidden_size),
+            }
+            for index in range(self._run):
+                found[f"vision_model.encoder.layers.{index}."] = CLIPEncoderLayer(config)
+        return found
+
+    @torch.inference_mode()
+    def features(self, pixels: Floats) -> torch.Tensor:
+        """Shapes: f32[B, 3, S, S] -> f32[B, tokens, width]."""
+        config, read = self._config, self._read
+        embed = fill(lambda: CLIPVisionEmbeddings(config), read, "vision_model.embeddings.")
+        norm = fill(
+            lambda: nn.LayerNorm(config.hidden_size, config.layer_norm_eps),
+            read,
+            "vision_model.pre_layrnorm.",
+        )
+        batches = list(torch.from_numpy(pixels).split(BATCH))
+        states = [norm(embed(batch)) for batch in batches]
+        for index in range(self._run):
+            layer = self._stack.layer(index)
+            states = [layer(one, None, None)[0] for one in states]
+        whole = torch.cat(states)
+        return whole if self._keep_cls else whole[:, 1:]

@@ -1,0 +1,37 @@
+"""The ladder as a stage that can run in a process of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mllm_export.bundle import Bundle, Manifest
+from mllm_export.checkpoint import Checkpoint
+from mllm_export.device_tests.parity import check
+from mllm_export.plan import Plan
+from mllm_export.progress import Progress
+from mllm_export.report import Report
+
+Source = tuple[Path, Path | str | None]
+"""Where a checkpoint is: its folder, and what --vision-tower said."""
+
+
+def check_stage(
+    folder: Path,
+    manifest: Manifest,
+    source: Source | None,
+    plan: Plan | None,
+    evaluation: Path | None,
+    float_tower: Path | None,
+    golden: bool,
+    progress: Progress,
+) -> Report:
+    """`parity.check` on what can be sent to another process; `golden` writes golden files too."""
+    return check(
+        Bundle(folder, manifest),
+        None if source is None else Checkpoint(*source),
+        plan=plan,
+        evaluation=evaluation,
+        float_tower=float_tower,
+        golden=folder / "golden" if golden else None,
+        progress=progress,
+    )

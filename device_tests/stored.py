@@ -1,0 +1,159 @@
+"""What the files of a bundle hold, read by others' code: gguf-py for GGUF, mapped ONNX tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from mllm_export.device_tests.originals import Original
+from mllm_export.device_tests.pages import drop_pages
+from mllm_export.device_tests.profile import Kind
+from mllm_export.device_tests.reference import Floats, Reader
+
+FLOATS = ("F32", "F16", "BF16", "f32")
+"""Schemes whose values are the source's, rounded."""
+
+_INT8_BITS = 8.5
+"""Bits per weight of Q8_0, the largest of the 8-bit schemes; below 8 counts as 4-bit here."""
+
+
+class Stored(Protocol):
+    """One tensor as a file holds it."""
+
+    scheme: str
+    shape: tuple[int, ...]
+
+    def values(self, start: int, stop: int) -> Floats:
+        """Rows start..stop, dequantized."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GgufStored:
+    """A tensor of a GGUF file."""
+
+    scheme: str
+    shape: tuple[int, ...]
+    data: npt.NDArray[Any]
+    """Memory-mapped; bytes for quantized types."""
+
+    def values(self, start: int, stop: int) -> Floats:
+        """Rows start..stop, dequantized by gguf-py."""
+        import gguf
+
+        taken = self.data[start:stop]
+        kind = gguf.GGMLQuantizationType[self.scheme]
+        made = np.asarray(gguf.quants.dequantize(taken, kind), np.float32)
+        made = made.reshape(stop - start, *self.shape[1:])
+        drop_pages(taken)
+        return made
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class OnnxFloat:
+    """An initializer in float32."""
+
+    shape: tuple[int, ...]
+    data: npt.NDArray[Any]
+    scheme: str = "f32"
+
+    def values(self, start: int, stop: int) -> Floats:
+        """Rows start..stop."""
+        return np.array(self.data[start:stop], np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class OnnxInt8:
+    """A weight in 8 bits with a step and a zero for each output column."""
+
+    shape: tuple[int, ...]
+    data: npt.NDArray[Any]
+    scale: npt.NDArray[Any]
+    zero_point: npt.NDArray[Any]
+    scheme: str = "w8a8"
+
+    def values(self, start: int, stop: int) -> Floats:
+        """Rows start..stop, dequantized."""
+        steps = self.data[start:stop].astype(np.float32) - self.zero_point.astype(np.float32)
+        return np.asarray(steps * self.scale, np.float32)
+
+
+def read_gguf(path: Path) -> dict[str, Stored]:
+    """Every tensor of a GGUF file."""
+    import gguf
+
+    return {
+        tensor.name: GgufStored(
+            scheme=tensor.tensor_type.name,
+            shape=tuple(int(side) for side in reversed(tensor.shape)),
+            data=tensor.data,
+        )
+        for tensor in gguf.GGUFReader(path).tensors
+    }
+
+
+def read_onnx(path: Path) -> dict[str, Stored]:
+    """Every initializer of an ONNX file; an 8-bit weight under its float name."""
+    from mllm_export.export.onnx_stream import open_onnx
+
+    arrays = {name: tensor.read() for name, tensor in open_onnx(path).tensors.items()}
+    found: dict[str, Stored] = {}
+    for name, data in arrays.items():
+        plain = name.removesuffix("_quantized")
+        if plain != name and f"{plain}_scale" in arrays and f"{plain}_zero_point" in arrays:
+            found[plain] = OnnxInt8(
+                shape=data.shape,
+                data=data,
+                scale=arrays[f"{plain}_scale"],
+                zero_point=arrays[f"{plain}_zero_point"],
+            )
+    for name, data in arrays.items():
+        parts = [name.removesuffix(end) for end in ("_quantized", "_scale", "_zero_point")]
+        if not any(part != name and part in found for part in parts):
+            found[name] = OnnxFloat(shape=data.shape, data=data)
+    return found
+
+
+def tower_kind(stored: Mapping[str, Stored]) -> Kind:
+    """Whether any weight of the tower is 8-bit."""
+    return "int8" if any(one.scheme == "w8a8" for one in stored.values()) else "f16"
+
+
+def decoder_kind(stored: Mapping[str, Stored]) -> Kind:
+    """By the coarsest scheme of any tensor."""
+    import gguf
+
+    bits = 32.0
+    for one in stored.values():
+        values, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[one.scheme]]
+        bits = min(bits, 8 * size / values)
+    if bits > _INT8_BITS:
+        return "f16"
+    return "int8" if bits >= 8 else "int4"
+
+
+def as_published(stored: Mapping[str, Stored], originals: Mapping[str, Original]) -> Reader:
+    """The file's own weights under their published names and in their published order."""
+    by_source = {original.source: name for name, original in originals.items()}
+
+    def read(source: str) -> npt.NDArray[Any]:
+        name = by_source[source]
+        values = stored[name].values(0, stored[name].shape[0])
+        rows = originals[name].rows
+        if rows is None:
+            return values
+        back = np.empty_like(values)
+        back[rows] = values
+        return back
+
+    return read
+
+
+def elements(shape: tuple[int, ...]) -> int:
+    """Values of a tensor."""
+    return math.prod(shape)

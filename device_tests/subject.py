@@ -1,0 +1,120 @@
+"""What is checked: an opened bundle, asked only through the session's public methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from mllm_export.bundle import Bundle
+from mllm_export.device_tests.pictures import Picture
+from mllm_export.device_tests.reference import Floats
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class StepLike(Protocol):
+    """One generated token."""
+
+    @property
+    def token_id(self) -> int:
+        """The token, a stop token included."""
+
+    @property
+    def finish(self) -> str:
+        """Why this is the last step; empty when it is not."""
+
+
+class SessionLike(Protocol):
+    """The public methods of `mllm_export.runtimes.session.Session` that the checks call."""
+
+    def preprocess(self, image: Image.Image) -> Floats:
+        """Pixels f32[N, 3, S, S]."""
+
+    def embed(self, image: Floats) -> Floats:
+        """Pixels to embeddings f32[T, D]."""
+
+    def encode(self, prompt: str, images: int = 1) -> list[int]:
+        """The whole conversation template as ids."""
+
+    def logits(self, prompt: Sequence[int], images: Sequence[Floats]) -> Floats:
+        """f32[positions, V] over the spliced sequence."""
+
+    def generate(
+        self, prompt: str | Sequence[int], images: Sequence[Floats], *, max_tokens: int
+    ) -> Iterator[StepLike]:
+        """Stream a greedy answer."""
+
+    def close(self) -> None:
+        """Give the memory back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """Ids of a greedy answer without the stop token, and whether that token ended it."""
+
+    ids: tuple[int, ...]
+    finished: bool
+    """False when it was cut: at the number of tokens asked for, or at a stop string."""
+
+
+class Subject:
+    """A session with what was computed once kept for the next check."""
+
+    def __init__(self, session: SessionLike) -> None:
+        """Nothing runs before it is asked for."""
+        self.session = session
+        self._embeds: dict[str, Floats] = {}
+
+    def close(self) -> None:
+        """Give the session's memory back."""
+        self.session.close()
+
+    def pixels(self, picture: Picture) -> Floats:
+        """The picture through the export's own preprocessing."""
+        with picture.open() as image:
+            return self.session.preprocess(image)
+
+    def embeds(self, picture: Picture) -> Floats:
+        """The picture through the export's own preprocessing and tower; kept by its name."""
+        if picture.name not in self._embeds:
+            self._embeds[picture.name] = self.session.embed(self.pixels(picture))
+        return self._embeds[picture.name]
+
+    def embed_pixels(self, pixels: Floats) -> Floats:
+        """The tower alone, on pixels of somebody else."""
+        return self.session.embed(pixels)
+
+    def rows(self, ids: Sequence[int], images: Sequence[Floats], rows: int) -> Floats:
+        """Logits of the last positions. Shapes: f32[rows, V]."""
+        return self.session.logits(ids, images)[-rows:]
+
+    def answer(
+        self, prompt: str | Sequence[int], images: Sequence[Floats], max_tokens: int
+    ) -> Answer:
+        """The greedy answer."""
+        ids: list[int] = []
+        finish = ""
+        for step in self.session.generate(prompt, images, max_tokens=max_tokens):
+            finish = step.finish
+            if finish != "eos":
+                ids.append(step.token_id)
+        return Answer(ids=tuple(ids), finished=finish == "eos")
+
+
+def open_subject(bundle: Bundle, threads: int | None = None) -> Subject:
+    """The bundle through the device's own runtime; works before its manifest is written."""
+    from mllm_export.runtimes.engines import DECODER_ENGINES, VISION_ENGINES
+    from mllm_export.runtimes.opening import usable_cores
+    from mllm_export.runtimes.session import Session
+
+    manifest = bundle.manifest
+    cores = threads or usable_cores()
+    decoder = DECODER_ENGINES[manifest.decoder_engine].open(
+        bundle.path("decoder"), manifest.model, manifest.context_tokens, cores
+    )
+    tower = VISION_ENGINES[manifest.vision_engine].open(
+        bundle.path("tower"), manifest.model, cores
+    )
+    return Subject(Session(bundle, tower, decoder))

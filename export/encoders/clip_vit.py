@@ -1,0 +1,207 @@
+"""CLIP's vision transformer, cut at the selected layer.
+
+Source: huggingface/transformers, models/clip/modeling_clip.py, CLIPVisionTransformer; names and
+shapes are those of openai/clip-vit-large-patch14-336.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+from mllm_export.config import Config
+from mllm_export.errors import CheckpointError, UnsupportedModelError
+from mllm_export.spec import EncoderSpec, ImageSpec
+from mllm_export.weights import Drop, Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_EMBEDDINGS = "vision_model.embeddings."
+_LAYERS = "vision_model.encoder.layers."
+_PRE_NORM = "vision_model.pre_layrnorm"  # spelled so in every published file
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+_NEVER_USED = (
+    Drop(pattern=f"{_EMBEDDINGS}position_ids", why="a buffer of row numbers, recomputed"),
+    Drop(pattern="vision_model.post_layernorm.*", why="runs after the selected layer"),
+    Drop(pattern="visual_projection.*", why="CLIP's contrastive head; image features skip it"),
+    Drop(pattern="text_model.*", why="CLIP's text tower"),
+    Drop(pattern="text_projection.*", why="CLIP's text tower"),
+    Drop(pattern="logit_scale", why="CLIP's contrastive temperature"),
+)
+
+
+class ClipVit:
+    """Patches, a learned class token and positions, a norm, then pre-norm transformer layers."""
+
+    def read_spec(
+        self, config: Config, image: ImageSpec, select_layer: int, keep_prefix: bool
+    ) -> EncoderSpec:
+        """Sizes from CLIPVisionConfig, or from the `vision_config` of a whole CLIPConfig.
+
+        `hidden_act` and `layer_norm_eps` may be absent, and then are CLIPVisionConfig's defaults:
+        some published files list only the sizes.
+        Raises: CheckpointError for a missing key or a size that is not `image`'s;
+        UnsupportedModelError for an activation that no CLIP has.
+        """
+        vision = config.section("vision_config") if "vision_config" in config else config
+        if vision.integer("num_channels", 3) != 3:
+            raise UnsupportedModelError(f"{vision.file}: num_channels must be 3")
+        size_px = vision.positive("image_size")
+        if size_px != image.size_px:
+            raise CheckpointError(
+                f"{vision.file}: image_size is {size_px}, the preprocessing makes {image.size_px} px"
+            )
+        return EncoderSpec(
+            kind="clip_vit",
+            image=image,
+            patch_px=vision.positive("patch_size"),
+            width=vision.positive("hidden_size"),
+            layers=vision.positive("num_hidden_layers"),
+            heads=vision.positive("num_attention_heads"),
+            mlp_width=vision.positive("intermediate_size"),
+            activation=_activation(vision),
+            norm_eps=vision.number("layer_norm_eps", 1e-5),
+            select_layer=select_layer,
+            keep_prefix=keep_prefix,
+        )
+
+    def parameters(self, spec: EncoderSpec) -> Mapping[str, Shape]:
+        """Embeddings, the first norm, and the layers that run."""
+        width = spec.width
+        shapes: dict[str, Shape] = {
+            f"{_EMBEDDINGS}class_embedding": (width,),
+            f"{_EMBEDDINGS}patch_embedding.weight": (width, 3, spec.patch_px, spec.patch_px),
+            f"{_EMBEDDINGS}position_embedding.weight": (spec.grid**2 + 1, width),
+            **_norm(_PRE_NORM, width),
+        }
+        for layer in range(spec.run_layers):
+            shapes.update(_layer_parameters(f"{_LAYERS}{layer}.", spec))
+        return shapes
+
+    def drops(self, spec: EncoderSpec) -> tuple[Drop, ...]:
+        """Layers past the cut, the norm after them, and what else a CLIP folder may hold."""
+        past = (
+            Drop(
+                pattern=f"{_LAYERS}{layer}.*",
+                why=f"layer {layer} runs after hidden state {spec.run_layers}, which is selected",
+            )
+            for layer in range(spec.run_layers, spec.layers)
+        )
+        return (*past, *_NEVER_USED)
+
+    def apply(self, spec: EncoderSpec, weights: Mapping[str, Tensor], pixels: Tensor) -> Tensor:
+        """Pixels f32[1, 3, S, S] to features f32[1, tokens_out, width]."""
+        import torch
+        from torch.nn import functional
+
+        patches = functional.conv2d(
+            pixels, weights[f"{_EMBEDDINGS}patch_embedding.weight"], stride=spec.patch_px
+        )
+        prefix = weights[f"{_EMBEDDINGS}class_embedding"].reshape(1, 1, spec.width)
+        rows = torch.cat([prefix, patches.flatten(2).transpose(1, 2)], dim=1)
+        rows = rows + weights[f"{_EMBEDDINGS}position_embedding.weight"]
+        rows = _layer_norm(spec, weights, _PRE_NORM, rows)
+        for layer in range(spec.run_layers):
+            rows = _layer(spec, weights, f"{_LAYERS}{layer}.", rows)
+        return rows if spec.keep_prefix else rows[:, spec.prefix_tokens :]
+
+    def tiny(self) -> EncoderSpec:
+        """Three layers of width 64 on a 24 x 24 grid, of which two run."""
+        image = ImageSpec(
+            size_px=96,
+            fit="pad",
+            resample="bicubic",
+            mean=(0.48145466, 0.4578275, 0.40821073),
+            std=(0.26862954, 0.26130258, 0.27577711),
+            pad_rgb=(122, 116, 104),
+        )
+        return EncoderSpec(
+            kind="clip_vit",
+            image=image,
+            patch_px=4,
+            width=64,
+            layers=3,
+            heads=4,
+            mlp_width=160,
+            activation="quick_gelu",
+            norm_eps=1e-5,
+            select_layer=-2,
+            keep_prefix=False,
+        )
+
+
+def _activation(vision: Config) -> Literal["quick_gelu", "gelu"]:
+    name = vision.text("hidden_act", "quick_gelu")
+    if name == "quick_gelu":
+        return "quick_gelu"
+    if name == "gelu":
+        return "gelu"
+    raise UnsupportedModelError(
+        f"{vision.file}: hidden_act '{name}'; known for CLIP: quick_gelu, gelu"
+    )
+
+
+def _norm(name: str, width: int) -> dict[str, Shape]:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def _linear(name: str, width_in: int, width_out: int) -> dict[str, Shape]:
+    return {f"{name}.weight": (width_out, width_in), f"{name}.bias": (width_out,)}
+
+
+def _layer_parameters(at: str, spec: EncoderSpec) -> dict[str, Shape]:
+    width, mlp = spec.width, spec.mlp_width
+    shapes = _norm(f"{at}layer_norm1", width)
+    for name in _ATTENTION:
+        shapes.update(_linear(f"{at}self_attn.{name}", width, width))
+    shapes.update(_norm(f"{at}layer_norm2", width))
+    shapes.update(_linear(f"{at}mlp.fc1", width, mlp))
+    shapes.update(_linear(f"{at}mlp.fc2", mlp, width))
+    return shapes
+
+
+def _affine(weights: Mapping[str, Tensor], name: str, rows: Tensor) -> Tensor:
+    return rows @ weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+
+def _layer_norm(
+    spec: EncoderSpec, weights: Mapping[str, Tensor], name: str, rows: Tensor
+) -> Tensor:
+    from torch.nn import functional
+
+    scale, shift = weights[f"{name}.weight"], weights[f"{name}.bias"]
+    return functional.layer_norm(rows, (spec.width,), scale, shift, spec.norm_eps)
+
+
+def _layer(spec: EncoderSpec, weights: Mapping[str, Tensor], at: str, rows: Tensor) -> Tensor:
+    normed = _layer_norm(spec, weights, f"{at}layer_norm1", rows)
+    rows = rows + _attention(spec, weights, f"{at}self_attn.", normed)
+    normed = _layer_norm(spec, weights, f"{at}layer_norm2", rows)
+    hidden = _activate(spec, _affine(weights, f"{at}mlp.fc1", normed))
+    return rows + _affine(weights, f"{at}mlp.fc2", hidden)
+
+
+def _attention(spec: EncoderSpec, weights: Mapping[str, Tensor], at: str, rows: Tensor) -> Tensor:
+    head_width = spec.width // spec.heads
+
+    def heads(name: str) -> Tensor:
+        flat = _affine(weights, f"{at}{name}", rows)
+        return flat.reshape(1, -1, spec.heads, head_width).transpose(1, 2)
+
+    query = heads("q_proj") * head_width**-0.5
+    scores = (query @ heads("k_proj").transpose(2, 3)).softmax(-1)
+    mixed = (scores @ heads("v_proj")).transpose(1, 2).reshape(1, -1, spec.width)
+    return _affine(weights, f"{at}out_proj", mixed)
+
+
+def _activate(spec: EncoderSpec, values: Tensor) -> Tensor:
+    from torch.nn import functional
+
+    if spec.activation == "quick_gelu":
+        return values * (1.702 * values).sigmoid()
+    return functional.gelu(values)
+
+
+ENCODER = ClipVit()

@@ -1,0 +1,143 @@
+"""GGUF files, written a slab of rows at a time; the same inputs give the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mllm_export.errors import BuildError, CheckpointError, LayoutError
+from mllm_export.export.decoder_plan import StoredTensor
+from mllm_export.export.parts import Array, GgufField, GgufTensor, Reader, as_float32
+from mllm_export.progress import Progress, Step, silent
+from mllm_export.quantize.ggml import Packed
+from mllm_export.quantize.layout import LAYOUTS
+
+_SLAB_BYTES = 32 << 20
+"""Float32 values in hand at once: enough to keep every core busy, little beside a tensor."""
+
+_ARCHITECTURE = "general.architecture"
+
+
+def write_decoder(
+    path: Path,
+    fields: Sequence[GgufField],
+    tensors: Sequence[StoredTensor],
+    read: Reader,
+    progress: Progress = silent,
+) -> None:
+    """Write the language model's file; see `write_gguf`."""
+    write_gguf(path, fields, tensors, read, progress, "decoder")
+
+
+def write_gguf(
+    path: Path,
+    fields: Sequence[GgufField],
+    tensors: Sequence[StoredTensor],
+    read: Reader,
+    progress: Progress,
+    stage: str,
+) -> None:
+    """Write keys and tensors in the order given; one tensor is read at a time.
+
+    Raises: BuildError naming the file when it cannot be written, CheckpointError naming a
+    tensor whose shape or values do not fit. What was written by then stays for the caller,
+    who gave a temporary name, to remove.
+    """
+    try:
+        alignment = _write_header(path, fields, tensors)
+        with path.open("ab") as file:
+            _pad(file, alignment)
+            _write_tensors(file, alignment, tensors, read, progress, stage)
+    except OSError as failure:
+        raise BuildError(
+            f"{path}: cannot be written ({failure.strerror or failure}); it needs "
+            f"{sum(t.size_bytes for t in tensors) >> 20} MiB and a folder that takes it"
+        ) from failure
+
+
+def _write_header(path: Path, fields: Sequence[GgufField], tensors: Sequence[StoredTensor]) -> int:
+    import gguf
+
+    (architecture,) = (str(field.value) for field in fields if field.key == _ARCHITECTURE)
+    writer = gguf.GGUFWriter(path, architecture)
+    for field in fields:
+        if field.key != _ARCHITECTURE:
+            writer.add_key_value(field.key, field.value, gguf.GGUFValueType[field.kind])
+    for stored in tensors:
+        _add_tensor(writer, stored)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+    finally:
+        writer.close()
+    return int(writer.data_alignment)
+
+
+def _add_tensor(writer: Any, stored: StoredTensor) -> None:
+    import gguf
+    import numpy as np
+
+    layout = LAYOUTS[stored.scheme]
+    writer.add_tensor_info(
+        stored.tensor.name,
+        stored.tensor.shape,
+        np.dtype(np.float32),
+        stored.size_bytes,
+        raw_dtype=gguf.GGMLQuantizationType(layout.ggml_type),
+    )
+
+
+def _write_tensors(
+    file: BinaryIO,
+    alignment: int,
+    tensors: Sequence[StoredTensor],
+    read: Reader,
+    progress: Progress,
+    stage: str,
+) -> None:
+    total = sum(stored.size_bytes for stored in tensors)
+    done = 0
+    for stored in tensors:
+        name = stored.tensor.name
+        for slab in _stored_slabs(stored, read):
+            progress(Step(stage=stage, item=name, done=done, total=total))
+            file.write(slab.data)
+            done += slab.nbytes
+        _pad(file, alignment)
+    progress(Step(stage=stage, item="done", done=total, total=total))
+
+
+def _stored_slabs(stored: StoredTensor, read: Reader) -> Iterator[Packed]:
+    """The tensor as the file holds it, a few rows at a time."""
+    values = _values(stored.tensor, read)
+    rows = values.reshape(-1, values.shape[-1])
+    step = max(1, _SLAB_BYTES // (4 * rows.shape[1]))
+    for first in range(0, rows.shape[0], step):
+        yield _pack(stored, rows[first : first + step])
+
+
+def _pack(stored: StoredTensor, rows: Array) -> Packed:
+    try:
+        return LAYOUTS[stored.scheme].pack(as_float32(rows))
+    except LayoutError as failure:
+        raise CheckpointError(
+            f"tensor '{', '.join(stored.tensor.sources)}': {failure}; if the checkpoint is "
+            f"sound, store {stored.tensor.name} in another layout"
+        ) from failure
+
+
+def _values(tensor: GgufTensor, read: Reader) -> Array:
+    """The stored values, still in the checkpoint's dtype and mapped where nothing moves them."""
+    values = tensor.transform([read(source) for source in tensor.sources])
+    if values.shape != tuple(tensor.shape):
+        raise CheckpointError(
+            f"tensor '{', '.join(tensor.sources)}' gives {list(values.shape)}, "
+            f"{tensor.name} must be {list(tensor.shape)}; is config.json another model's?"
+        )
+    return values
+
+
+def _pad(file: BinaryIO, alignment: int) -> None:
+    file.write(bytes(-file.tell() % alignment))

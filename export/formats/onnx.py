@@ -1,0 +1,220 @@
+"""Tower and projector as one ONNX graph of fixed shape.
+
+The graph is traced on tensors without data, and the weights are attached while the file is
+written: at no time are all of them in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mllm_export.errors import BuildError
+from mllm_export.export.onnx_stream import OnnxTensor, write_onnx
+from mllm_export.export.parts import ENCODERS, PROJECTORS, Reader
+from mllm_export.export.stored import PROJECTOR, TOWER, stored_shape, stored_shapes, to_stored
+from mllm_export.progress import Progress, Step, silent
+from mllm_export.spec import EncoderSpec, ProjectorSpec
+from mllm_export.weights import Shape
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto
+    from torch import Tensor, nn
+
+OPSET = 18
+"""The exporter's own opset; LayerNormalization came with 17. Source: torch.onnx, dynamo=True."""
+
+INPUT = "pixel_values"
+OUTPUT = "image_embeds"
+_STAGE = "tower"
+
+
+def write_tower(
+    path: Path,
+    encoder: EncoderSpec,
+    projector: ProjectorSpec,
+    read_tower: Reader,
+    read_projector: Reader,
+    progress: Progress = silent,
+) -> None:
+    """Write, check and run once the float32 graph.
+
+    Shapes: pixel_values f32[1, 3, S, S] -> image_embeds f32[T, D].
+    Raises: BuildError when the checker or ONNX Runtime refuses the file.
+    """
+    progress(Step(stage=_STAGE, item="tracing the graph", done=0, total=0))
+    skeleton = tower_skeleton(encoder, projector)
+    parts = (
+        (TOWER, ENCODERS[encoder.kind].parameters(encoder), read_tower),
+        (PROJECTOR, PROJECTORS[projector.kind].parameters(projector), read_projector),
+    )
+    tensors = [
+        _tensor(prefix, name, shape, read)
+        for prefix, parameters, read in parts
+        for name, shape in parameters.items()
+    ]
+    write_onnx(path, skeleton, _told(tensors, progress))
+    run_once(path, (projector.tokens_out, projector.out_width))
+
+
+def tower_skeleton(encoder: EncoderSpec, projector: ProjectorSpec) -> ModelProto:
+    """The checked graph without its weights, which the nodes name as they will be stored.
+
+    The same specs give the same bytes; no date, path or source line is in them.
+    """
+    from onnx import TensorProto
+
+    shapes = {
+        **stored_shapes(TOWER, ENCODERS[encoder.kind].parameters(encoder)),
+        **stored_shapes(PROJECTOR, PROJECTORS[projector.kind].parameters(projector)),
+    }
+    model = _trace(encoder, projector, shapes)
+    _strip(model)
+    _fold_constants_into_nodes(model.graph)
+    del model.graph.input[1:]  # the weights, which become initializers
+    check_graph(model, {name: (TensorProto.FLOAT, shape) for name, shape in shapes.items()})
+    return model
+
+
+def run_once(path: Path, shape: Shape) -> None:
+    """Load the file in ONNX Runtime and run it on a grey ramp.
+
+    Raises: BuildError when it does not load, or gives another shape or anything but numbers.
+    """
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as refusals
+
+    refused = (
+        refusals.Fail,
+        refusals.InvalidArgument,
+        refusals.InvalidGraph,
+        refusals.InvalidProtobuf,
+        refusals.NotImplemented,
+        refusals.RuntimeException,
+    )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # Packed copies of the weights would double the memory for one run.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        sides = session.get_inputs()[0].shape
+        ramp = np.linspace(-1, 1, int(np.prod(sides)), dtype=np.float32).reshape(sides)
+        (embeddings,) = session.run([OUTPUT], {INPUT: ramp})
+    except refused as failure:
+        raise BuildError(f"{path}: ONNX Runtime refuses the graph ({failure})") from failure
+    if embeddings.shape != shape or not np.isfinite(embeddings).all():
+        raise BuildError(
+            f"{path}: gives {list(embeddings.shape)}, needed: finite {list(shape)}; "
+            "do the checkpoint's weights hold NaN or infinity?"
+        )
+
+
+def _tensor(prefix: str, name: str, shape: Shape, read: Reader) -> OnnxTensor:
+    return OnnxTensor(
+        name=prefix + name,
+        dtype=np.dtype(np.float32),
+        shape=stored_shape(name, shape),
+        read=lambda: to_stored(name, read(name)),
+    )
+
+
+def _told(tensors: list[OnnxTensor], progress: Progress) -> Iterator[OnnxTensor]:
+    """The same tensors, each telling the progress when it is read."""
+    total = sum(tensor.size_bytes for tensor in tensors)
+    done = 0
+    for tensor in tensors:
+        progress(Step(stage=_STAGE, item=tensor.name, done=done, total=total))
+        done += tensor.size_bytes
+        yield tensor
+
+
+def _trace(
+    encoder: EncoderSpec, projector: ProjectorSpec, shapes: Mapping[str, Shape]
+) -> ModelProto:
+    """The exporter's graph; every weight is an input, so that nothing is folded into another."""
+    import onnx_ir
+    import torch
+
+    size_px = encoder.image.size_px
+    program = torch.onnx.export(
+        _whole(encoder, projector),
+        (torch.empty(1, 3, size_px, size_px, device="meta"),),
+        kwargs={"weights": {n: torch.empty(s, device="meta") for n, s in shapes.items()}},
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=[INPUT, *shapes],
+        output_names=[OUTPUT],
+        verbose=False,
+    )
+    return onnx_ir.to_proto(program.model)
+
+
+def _whole(encoder: EncoderSpec, projector: ProjectorSpec) -> nn.Module:
+    """Tower and projector as one module that takes its weights as an argument."""
+    from torch import nn
+
+    class Whole(nn.Module):
+        def forward(self, pixel_values: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+            features = ENCODERS[encoder.kind].apply(encoder, _below(TOWER, weights), pixel_values)
+            rows = PROJECTORS[projector.kind].apply(
+                projector, _below(PROJECTOR, weights), features
+            )
+            return rows.reshape(projector.tokens_out, projector.out_width)
+
+    return Whole().eval()
+
+
+def _below(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
+
+
+def _strip(model: ModelProto) -> None:
+    """Remove what the exporter notes on the side: its version, source lines, machine paths."""
+    model.producer_name = "mllm-export"
+    for field in ("producer_version", "doc_string", "metadata_props"):
+        model.ClearField(field)
+    graph = model.graph
+    graph.name = "tower"
+    for message in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
+        message.ClearField("doc_string")
+        message.ClearField("metadata_props")
+
+
+def _fold_constants_into_nodes(graph: GraphProto) -> None:
+    """Turn shapes and scalars into Constant nodes: initializers are the published tensors only."""
+    from onnx import helper
+
+    constants = []
+    for value in graph.initializer:
+        value.ClearField("doc_string")
+        constants.append(helper.make_node("Constant", [], [value.name], value=value))
+    nodes = [*constants, *graph.node]
+    graph.ClearField("initializer")
+    graph.ClearField("node")
+    graph.node.extend(nodes)
+
+
+def check_graph(skeleton: ModelProto, shapes: Mapping[str, tuple[int, Shape]]) -> None:
+    """Operators, types and shapes, without a weight.
+
+    `shapes` gives ONNX's type number and the shape of every initializer, by name; for the
+    checker they are inputs.
+    Raises: BuildError with the checker's words.
+    """
+    import onnx
+    from onnx import ModelProto, helper
+
+    model = ModelProto()
+    model.CopyFrom(skeleton)
+    model.graph.input.extend(
+        helper.make_tensor_value_info(name, dtype, shape) for name, (dtype, shape) in shapes.items()
+    )
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as failure:
+        raise BuildError(f"the tower's graph is not valid ONNX: {failure}") from failure

@@ -1,0 +1,1 @@
+"""Schemes, recipes and storage layouts."""

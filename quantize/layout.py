@@ -1,0 +1,102 @@
+"""How rows of weights are stored: blocks of a fixed number of values and bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+from mllm_export.catalog import Catalog
+from mllm_export.errors import LayoutError
+from mllm_export.quantize.ggml import Floats, Packed, dequantize_rows, quantize_rows
+from mllm_export.records import record
+
+
+class Layout(Protocol):
+    """A file in quantize/layouts."""
+
+    @property
+    def name(self) -> str:
+        """The file's name, ggml's word for the type."""
+
+    @property
+    def ggml_type(self) -> int:
+        """Number of the type in a GGUF file."""
+
+    @property
+    def fallback(self) -> str:
+        """Layout for rows these blocks do not divide; empty where every row fits."""
+
+    def fits(self, cols: int) -> bool:
+        """Whether a row of `cols` values is whole blocks."""
+
+    def row_bytes(self, cols: int) -> int:
+        """Bytes of one stored row; raises LayoutError for a ragged one."""
+
+    def pack(self, rows: Floats) -> Packed:
+        """Store rows: f32[rows, cols] -> u8[rows, row_bytes]."""
+
+    def unpack(self, packed: Packed) -> Floats:
+        """Read stored rows: u8[rows, row_bytes] -> f32[rows, cols]."""
+
+
+LAYOUTS: Catalog[Layout] = Catalog("mllm_export.quantize.layouts", "LAYOUT", "layout", LayoutError)
+
+
+@record
+class GgmlLayout:
+    """A ggml type, packed by ggml itself, so equal to llama-quantize bit for bit.
+
+    Source: ggml.h, enum ggml_type; ggml-common.h for the blocks.
+    """
+
+    name: str
+    ggml_type: int
+    block_values: int
+    block_bytes: int
+    fallback: str = ""
+
+    def fits(self, cols: int) -> bool:
+        """Whether a row of `cols` values is whole blocks."""
+        return cols % self.block_values == 0
+
+    def row_bytes(self, cols: int) -> int:
+        """Bytes of one stored row.
+
+        Raises: LayoutError if the blocks do not divide it.
+        """
+        if not self.fits(cols):
+            raise LayoutError(
+                f"a row of {cols} values is not whole blocks of {self.block_values}, "
+                f"as {self.name} needs; use {self.fallback or 'another layout'}"
+            )
+        return cols // self.block_values * self.block_bytes
+
+    def pack(self, rows: Floats) -> Packed:
+        """Store rows: f32[rows, cols] -> u8[rows, row_bytes].
+
+        Raises: LayoutError for a ragged row, or a value that the blocks cannot hold.
+        """
+        return quantize_rows(self.ggml_type, rows, self.row_bytes(rows.shape[1]))
+
+    def unpack(self, packed: Packed) -> Floats:
+        """Read stored rows: u8[rows, row_bytes] -> f32[rows, cols].
+
+        Raises: LayoutError if a row is not whole blocks.
+        """
+        row_bytes = packed.shape[1]
+        if row_bytes % self.block_bytes:
+            raise LayoutError(
+                f"a stored row of {row_bytes} bytes is not whole blocks of {self.block_bytes}, "
+                f"as {self.name} has; was it stored in another layout?"
+            )
+        cols = row_bytes // self.block_bytes * self.block_values
+        return dequantize_rows(self.ggml_type, packed, cols)
+
+
+def stored_bytes(scheme: str, shape: Sequence[int]) -> int:
+    """Size of a tensor [..., cols] in a layout, without the file's padding.
+
+    Raises: LayoutError for an unknown layout or a ragged row.
+    """
+    return math.prod(shape[:-1]) * LAYOUTS[scheme].row_bytes(shape[-1])

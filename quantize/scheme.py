@@ -1,0 +1,51 @@
+"""Words for how weights are stored, by part of the model."""
+
+from __future__ import annotations
+
+from mllm_export.catalog import unknown
+from mllm_export.errors import RecipeError
+from mllm_export.quantize.layout import LAYOUTS
+from mllm_export.records import record
+
+TOWER_SCHEMES = ("f32", "w8a8")
+"""f32: float32; w8a8: 8-bit weights and 8-bit activations in the tower's matrix products."""
+
+
+@record
+class Choice:
+    """What one tensor gets."""
+
+    scheme: str
+    note: str = ""
+    """Why the scheme is not the one asked for, if it is not."""
+
+
+def require_tower_scheme(scheme: str, where: str) -> None:
+    """Raise RecipeError, with the near names, for a word that is no tower scheme."""
+    if scheme not in TOWER_SCHEMES:
+        raise RecipeError(f"{where}: {unknown('tower scheme', scheme, list(TOWER_SCHEMES))}")
+
+
+def require_layout(scheme: str, where: str) -> None:
+    """Raise RecipeError, with the near names, for a word that is no file in quantize/layouts."""
+    if scheme not in LAYOUTS.names():
+        raise RecipeError(f"{where}: {unknown('decoder scheme', scheme, LAYOUTS.names())}")
+
+
+def fit_layout(scheme: str, shape: tuple[int, ...]) -> Choice:
+    """The layout asked for, or the next one down whose blocks divide the rows.
+
+    Source: llama.cpp, src/llama-quant.cpp, tensor_allows_quantization and tensor_type_fallback.
+    """
+    if len(shape) < 2:
+        note = "" if scheme == "F32" else f"F32 instead of {scheme}: llama.cpp adds vectors in F32"
+        return Choice(scheme="F32", note=note)
+    chosen = scheme
+    while not LAYOUTS[chosen].fits(shape[-1]):
+        chosen = LAYOUTS[chosen].fallback
+    if chosen == scheme:
+        return Choice(scheme=scheme)
+    return Choice(
+        scheme=chosen,
+        note=f"{chosen} instead of {scheme}: a row of {shape[-1]} is not whole blocks of it",
+    )

@@ -1,0 +1,33 @@
+"""The on-device runtime: a bundle in, answers out; no torch, no transformers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mllm_export.runtimes.session import Session
+
+__all__ = ["load"]
+
+
+def load(
+    folder: str | Path,
+    *,
+    threads: int | None = None,
+    context_tokens: int | None = None,
+    verify: bool = True,
+) -> Session:
+    """Open a bundle for questions; close the session, or use it in a `with` statement.
+
+    `threads` is every core this process may use unless given; `context_tokens` is the bundle's.
+    `verify` compares the SHA-256 of every file first.
+
+    Raises: BundleError, saying why, for a bundle that is incomplete, changed, or not for this
+    runtime; EngineError when an engine refuses one of its files.
+    """
+    # The engines cost a third of a second to import, so naming `load` does not import them.
+    from mllm_export.runtimes.opening import open_session
+
+    return open_session(folder, threads, context_tokens, verify)

@@ -1,0 +1,268 @@
+"""The language model through llama.cpp's C interface on the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import llama_cpp
+import numpy as np
+
+from mllm_export.errors import EngineError
+from mllm_export.runtimes.decoder import _library
+from mllm_export.runtimes.decoder._batches import Chunk, cut, make_batch
+from mllm_export.runtimes.engines import Floats, Segment
+from mllm_export.runtimes.prompt import count_positions
+from mllm_export.spec import ModelSpec
+
+KvType = Literal["f16", "f32"]
+
+BATCH_ROWS = 512
+"""Rows per llama_decode call; with all logits asked for, the output buffer is this times V."""
+
+_KV_TYPES = {"f16": llama_cpp.GGML_TYPE_F16, "f32": llama_cpp.GGML_TYPE_F32}
+_SEQUENCE = 0
+
+
+class LlamaCppDecoder:
+    """A GGUF file with one context of one sequence."""
+
+    def __init__(
+        self, path: Path, spec: ModelSpec, context_tokens: int, threads: int, kv_type: KvType
+    ) -> None:
+        """Map the weights and make room for `context_tokens` positions."""
+        _library.start()
+        self.context_tokens = context_tokens
+        self.positions = 0
+        self.reused_positions = 0
+        self._kept: list[Chunk] = []
+        model = _open_model(path)
+        try:
+            self._vocab = llama_cpp.llama_model_get_vocab(model)
+            self._vocab_size = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
+            self._width = int(llama_cpp.llama_model_n_embd(model))
+            _check_sizes(path, spec, self._vocab_size, self._width)
+            self._context = _open_context(path, model, context_tokens, threads, kv_type)
+        except BaseException:
+            llama_cpp.llama_model_free(model)
+            raise
+        self._free = weakref.finalize(self, _free, self._context, model)
+
+    def close(self) -> None:
+        """Give the memory back; a second call does nothing."""
+        self._free()
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of one piece of text, without BOS; special tokens are recognised in it.
+
+        Equal to transformers' slow LlamaTokenizer. One that was saved with `"legacy": false`
+        differs where text follows a special token: it puts no blank between, llama.cpp does.
+
+        Raises: EngineError for text that has no UTF-8 form.
+        """
+        self._require_open()
+        try:
+            data = text.encode("utf-8")
+        except UnicodeEncodeError as failure:
+            raise EngineError(
+                f"the prompt holds half a character, {text[failure.start]!r} at place "
+                f"{failure.start}, which has no UTF-8 form; remove it"
+            ) from failure
+        room = 3 * (len(data) + 1)  # a vocabulary without the blank spells it in three bytes
+        ids = (llama_cpp.llama_token * room)()
+        count = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, room, False, True)
+        return list(ids[:count])
+
+    def piece(self, token_id: int) -> bytes:
+        """The bytes a token stands for; nothing for control tokens."""
+        self._require_open()
+        self._require_id(token_id)
+        room = 64
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            size = llama_cpp.llama_token_to_piece(self._vocab, token_id, buffer, room, 0, False)
+            if size >= 0:
+                return buffer.raw[:size]
+            room = -size
+
+    def check(self, segments: Sequence[Segment]) -> None:
+        """Refuse a prompt that cannot be evaluated, before anything is.
+
+        Raises: EngineError for one that is empty, longer than the context, or of another width.
+        """
+        count = count_positions(segments)
+        if not count:
+            raise EngineError("the prompt is empty; give at least one token or image")
+        if count > self.context_tokens:
+            raise EngineError(
+                f"the prompt takes {count} positions, the context has {self.context_tokens}; "
+                "shorten it, give fewer images, or load with a larger context_tokens"
+            )
+        for segment in segments:
+            if isinstance(segment, list):
+                for token_id in segment:
+                    self._require_id(token_id)
+            elif segment.ndim != 2 or segment.shape[1] != self._width:
+                raise EngineError(
+                    f"image embeddings are {list(segment.shape)}, needed: [T, {self._width}]"
+                )
+
+    def evaluate(self, segments: Sequence[Segment], all_logits: bool) -> Floats:
+        """Start a new sequence: f32[positions, V] with `all_logits`, else f32[1, V] of the last.
+
+        Batches at the start that equal those of the sequence before stay in the KV cache,
+        unless their logits are asked for.
+
+        Raises: see `check`; EngineError when llama.cpp fails or gives NaN.
+        """
+        self._require_open()
+        self.check(segments)
+        chunks = list(cut(segments, BATCH_ROWS))
+        kept = 0 if all_logits else self._common(chunks)
+        self.reused_positions = self._rewind(kept)
+        logits = np.empty(
+            (count_positions(segments) if all_logits else 1, self._vocab_size), np.float32
+        )
+        for number in range(len(self._kept), len(chunks)):
+            chunk, start = chunks[number], self.positions
+            if all_logits:
+                self._decode(chunk, logits[start : start + chunk.rows])
+            else:
+                self._decode(chunk, logits if number == len(chunks) - 1 else logits[:0])
+            self._kept.append(chunk)
+        return logits
+
+    def extend(self, token_id: int) -> Floats:
+        """Add one token to the sequence: its f32[V].
+
+        Raises: EngineError when the context is full.
+        """
+        self._require_open()
+        self._require_id(token_id)
+        if self.positions >= self.context_tokens:
+            raise EngineError(f"the context of {self.context_tokens} tokens is full")
+        (chunk,) = cut([[token_id]], 1)
+        logits = np.empty((1, self._vocab_size), np.float32)
+        self._decode(chunk, logits)
+        row: Floats = logits[0]
+        return row
+
+    def _require_open(self) -> None:
+        if not self._free.alive:
+            raise EngineError("the session is closed; load the bundle again")
+
+    def _require_id(self, token_id: int) -> None:
+        if not 0 <= token_id < self._vocab_size:
+            raise EngineError(
+                f"token id {token_id} is outside the vocabulary of {self._vocab_size}"
+            )
+
+    def _common(self, chunks: Sequence[Chunk]) -> int:
+        """How many chunks stand in the KV cache already; the last is always computed."""
+        count = 0
+        for before, now in zip(self._kept, chunks[:-1], strict=False):
+            if before.key != now.key:
+                break
+            count += 1
+        return count
+
+    def _rewind(self, chunks: int) -> int:
+        """Keep the first chunks in the KV cache, drop what follows: the positions left."""
+        positions = sum(chunk.rows for chunk in self._kept[:chunks])
+        memory = llama_cpp.llama_get_memory(self._context)
+        partly = positions and llama_cpp.llama_memory_seq_rm(memory, _SEQUENCE, positions, -1)
+        if not partly:  # nothing to keep, or a memory that cannot drop a part
+            llama_cpp.llama_memory_clear(memory, False)
+            chunks = positions = 0
+        del self._kept[chunks:]
+        self.positions = positions
+        return positions
+
+    def _decode(self, chunk: Chunk, logits: Floats) -> None:
+        """Run one batch; `logits` f32[rows, V] receives those of its last rows."""
+        wanted = len(logits)
+        outputs = np.zeros(chunk.rows, np.int8)
+        outputs[chunk.rows - wanted :] = 1
+        batch, _positions = make_batch(chunk, self.positions, outputs)
+        code = llama_cpp.llama_decode(self._context, batch)
+        if code:
+            self._rewind(0)
+            raise EngineError(
+                f"llama.cpp could not run a batch of {chunk.rows} (code {code}): "
+                f"{_library.last_complaint()}"
+            )
+        self.positions += chunk.rows
+        if wanted:
+            # llama.cpp's own buffer, which the next batch overwrites.
+            logits[:] = np.ctypeslib.as_array(
+                llama_cpp.llama_get_logits(self._context), logits.shape
+            )
+        if not np.isfinite(logits).all():
+            raise EngineError("the decoder gave NaN or Inf; did the bundle pass its checks?")
+
+
+class LlamaCppEngine:
+    """Opens GGUF files."""
+
+    def open(
+        self,
+        path: Path,
+        spec: ModelSpec,
+        context_tokens: int,
+        threads: int,
+        kv_type: KvType = "f16",
+    ) -> LlamaCppDecoder:
+        """Raises: EngineError when llama.cpp or the spec refuses the file."""
+        return LlamaCppDecoder(path, spec, context_tokens, threads, kv_type)
+
+
+ENGINE = LlamaCppEngine()
+
+
+def _open_model(path: Path) -> Any:
+    params = llama_cpp.llama_model_default_params()
+    params.n_gpu_layers = 0
+    params.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP
+    # Built by some compilers, the AMX kernels end the process: ggml-org/llama.cpp issue 20824.
+    params.use_extra_bufts = b"AMX_INT8 = 1" not in llama_cpp.llama_print_system_info()
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+    if not model:
+        raise EngineError(f"{path}: llama.cpp refuses the file: {_library.last_complaint()}")
+    return model
+
+
+def _open_context(
+    path: Path, model: Any, context_tokens: int, threads: int, kv_type: KvType
+) -> Any:
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx = context_tokens
+    params.n_batch = params.n_ubatch = min(BATCH_ROWS, context_tokens)
+    params.n_seq_max = 1
+    params.n_threads = params.n_threads_batch = threads
+    params.type_k = params.type_v = _KV_TYPES[kv_type]
+    # On the CPU llama.cpp's fused attention sums values in float16.
+    params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    context = llama_cpp.llama_init_from_model(model, params)
+    if not context:
+        raise EngineError(
+            f"{path}: llama.cpp gives no context of {context_tokens} tokens: "
+            f"{_library.last_complaint()}; is there enough memory?"
+        )
+    return context
+
+
+def _free(context: Any, model: Any) -> None:
+    llama_cpp.llama_free(context)
+    llama_cpp.llama_model_free(model)
+
+
+def _check_sizes(path: Path, spec: ModelSpec, vocab: int, width: int) -> None:
+    decoder = spec.decoder
+    if (vocab, width) != (decoder.vocab, decoder.width):
+        raise EngineError(
+            f"{path}: the language model has vocabulary {vocab} and width {width}, the spec "
+            f"says {decoder.vocab} and {decoder.width}; is it another model's?"
+        )

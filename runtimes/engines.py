@@ -1,0 +1,84 @@
+"""The engine protocols, and the catalogs of what stands in vision/ and decoder/."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from mllm_export.catalog import Catalog
+from mllm_export.errors import BundleError
+from mllm_export.spec import ModelSpec
+
+Floats = npt.NDArray[np.float32]
+Segment = list[int] | Floats
+"""A run of token ids, or image embeddings f32[T, D]."""
+
+
+class Tower(Protocol):
+    """An opened vision tower with its projector."""
+
+    def embed(self, pixels: Floats) -> Floats:
+        """Pixels f32[N, 3, S, S] to embeddings f32[N * T, D], tile after tile."""
+
+    def close(self) -> None:
+        """Give the memory back; a second call does nothing."""
+
+
+class Decoder(Protocol):
+    """An opened language model with one KV cache."""
+
+    @property
+    def context_tokens(self) -> int:
+        """Positions that prompt and answer may take together."""
+
+    @property
+    def positions(self) -> int:
+        """Positions taken now."""
+
+    @property
+    def reused_positions(self) -> int:
+        """How many positions the last `evaluate` found in the KV cache."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of one piece of text, without BOS; special tokens are recognised in it."""
+
+    def piece(self, token_id: int) -> bytes:
+        """The bytes a token stands for; nothing for control tokens."""
+
+    def check(self, segments: Sequence[Segment]) -> None:
+        """Raises: EngineError for a prompt that `evaluate` would refuse."""
+
+    def evaluate(self, segments: Sequence[Segment], all_logits: bool) -> Floats:
+        """Start a new sequence: f32[positions, V] with `all_logits`, else f32[1, V] of the last."""
+
+    def extend(self, token_id: int) -> Floats:
+        """Add one token to the sequence: its f32[V]."""
+
+    def close(self) -> None:
+        """Give the memory back; a second call does nothing."""
+
+
+class VisionEngine(Protocol):
+    """A file in runtimes/vision: opens the bundle's tower."""
+
+    def open(self, path: Path, spec: ModelSpec, threads: int) -> Tower:
+        """Raises: EngineError when the file does not fit the spec."""
+
+
+class DecoderEngine(Protocol):
+    """A file in runtimes/decoder: opens the bundle's language model."""
+
+    def open(self, path: Path, spec: ModelSpec, context_tokens: int, threads: int) -> Decoder:
+        """Raises: EngineError when the file does not fit the spec."""
+
+
+VISION_ENGINES: Catalog[VisionEngine] = Catalog(
+    "mllm_export.runtimes.vision", "ENGINE", "vision engine", BundleError
+)
+DECODER_ENGINES: Catalog[DecoderEngine] = Catalog(
+    "mllm_export.runtimes.decoder", "ENGINE", "decoder engine", BundleError
+)

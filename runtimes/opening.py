@@ -1,0 +1,81 @@
+"""From a bundle's folder to a session, or a sentence why not."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TypeVar
+
+from mllm_export import __version__
+from mllm_export.bundle import Bundle, open_bundle
+from mllm_export.catalog import Catalog
+from mllm_export.errors import BundleError, EngineError
+from mllm_export.runtimes.engines import DECODER_ENGINES, VISION_ENGINES
+from mllm_export.runtimes.session import Session
+
+T = TypeVar("T")
+
+
+def open_session(
+    folder: str | Path, threads: int | None, context_tokens: int | None, verify: bool
+) -> Session:
+    """See `mllm_export.runtimes.load`."""
+    bundle = open_bundle(Path(folder), verify)
+    _check_version(bundle)
+    manifest, spec = bundle.manifest, bundle.manifest.model
+    if len(spec.encoders) != 1:
+        raise BundleError(
+            f"{bundle.folder}: the model has {len(spec.encoders)} vision encoders, "
+            "this runtime runs one; install the version of mllm-export that wrote the bundle"
+        )
+    vision = _engine(VISION_ENGINES, manifest.vision_engine, bundle)
+    language = _engine(DECODER_ENGINES, manifest.decoder_engine, bundle)
+    tower_path, decoder_path = bundle.path("tower"), bundle.path("decoder")
+    context = _context(bundle, context_tokens)
+    cores = usable_cores() if threads is None else threads
+    if cores < 1:
+        raise EngineError(f"threads is {cores}, needed: at least 1")
+    decoder = language.open(decoder_path, spec, context, cores)
+    try:
+        return Session(bundle, vision.open(tower_path, spec, cores), decoder)
+    except BaseException:
+        decoder.close()
+        raise
+
+
+def usable_cores() -> int:
+    """Cores this process may run on, which can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _check_version(bundle: Bundle) -> None:
+    needed = bundle.manifest.minimum_runtime
+    # A development version such as 0.2.0.dev1 counts as 0.2.0.
+    found = tuple(int(number) for number in re.findall(r"\d+", __version__)[:3])
+    if needed > found:
+        wanted = ".".join(str(number) for number in needed)
+        raise BundleError(
+            f"{bundle.folder} needs mllm-export {wanted} or later, this is {__version__}; "
+            "upgrade the runtime"
+        )
+
+
+def _engine(catalog: Catalog[T], name: str, bundle: Bundle) -> T:
+    try:
+        return catalog[name]
+    except BundleError as failure:
+        raise BundleError(f"{bundle.folder} cannot run here: {failure}") from None
+
+
+def _context(bundle: Bundle, asked: int | None) -> int:
+    context = bundle.manifest.context_tokens if asked is None else asked
+    trained = bundle.manifest.model.decoder.context_tokens
+    if not 1 <= context <= trained:
+        raise EngineError(
+            f"a context of {context} tokens was asked for, "
+            f"the model takes 1 to {trained}; choose one of these"
+        )
+    return context

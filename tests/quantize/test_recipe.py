@@ -1,0 +1,151 @@
+"""Recipes as data, and the layouts they choose."""
+
+import pytest
+
+from mllm_export.errors import RecipeError
+from mllm_export.quantize.recipe import (
+    Recipe,
+    Rule,
+    Storable,
+    choose_layouts,
+    load_recipe,
+    recipe_names,
+)
+
+UNTIED = [
+    Storable(shape=(512, 256), names=("token_embd.weight",)),
+    Storable(shape=(256, 256), names=("blk.0.attn_q.weight",)),
+    Storable(shape=(256,), names=("blk.0.attn_norm.weight",)),
+    Storable(shape=(512, 256), names=("output.weight",)),
+]
+TIED = [Storable(shape=(512, 256), names=("token_embd.weight", "output.weight")), *UNTIED[1:3]]
+
+
+def recipe(*rules, **changes):
+    table = {"name": "mine", "description": "", "tower_scheme": "f32", "decoder_scheme": "Q4_0"}
+    return Recipe(**{**table, "decoder": tuple(rules), **changes})
+
+
+def schemes(made, tensors):
+    return [choice.scheme for choice in choose_layouts(made, tensors)]
+
+
+def test_the_built_in_recipes_are_these():
+    assert recipe_names() == ["f16", "int4", "int8"]
+
+
+@pytest.mark.parametrize(
+    ("name", "untied", "tied"),
+    [
+        ("f16", ["F16", "F16", "F32", "F16"], ["F16", "F16", "F32"]),
+        ("int8", ["Q8_0", "Q8_0", "F32", "Q8_0"], ["Q8_0", "Q8_0", "F32"]),
+        ("int4", ["Q4_0", "Q4_0", "F32", "Q6_K"], ["Q6_K", "Q4_0", "F32"]),
+    ],
+)
+def test_built_in_recipes_choose_as_llama_quantize(name, untied, tied):
+    assert schemes(load_recipe(name), UNTIED) == untied
+    assert schemes(load_recipe(name), TIED) == tied
+
+
+def test_the_first_match_wins():
+    made = recipe(Rule(tensors="*attn*", scheme="Q8_0"), Rule(tensors="*", scheme="Q4_0"))
+    assert schemes(made, UNTIED[:3]) == ["Q4_0", "Q8_0", "F32"]
+
+
+def test_a_rule_that_takes_nothing_is_an_error_unless_it_is_optional():
+    last = Rule(tensors="*", scheme="Q4_0")
+    with pytest.raises(RecipeError, match=r"rule 'blk\.\*\.ssm_\*' takes no tensor of this model;"):
+        choose_layouts(recipe(Rule(tensors="blk.*.ssm_*", scheme="F32"), last), UNTIED)
+    optional = Rule(tensors="blk.*.ssm_*", scheme="F32", optional=True)
+    assert len(choose_layouts(recipe(optional, last), UNTIED)) == 4
+
+
+def test_a_rule_behind_a_wider_one_is_an_error_that_names_it():
+    made = recipe(Rule(tensors="*", scheme="Q4_0"), Rule(tensors="output.weight", scheme="Q6_K"))
+    with pytest.raises(RecipeError, match=r"\(rule '\*' before it takes 'output.weight'\)"):
+        choose_layouts(made, UNTIED)
+
+
+def test_a_tensor_without_a_rule_is_an_error():
+    with pytest.raises(RecipeError, match=r"no rule for tensor 'token_embd.weight'"):
+        choose_layouts(recipe(Rule(tensors="blk.*", scheme="Q4_0")), UNTIED)
+
+
+@pytest.mark.parametrize(
+    ("asked", "cols", "chosen"),
+    [
+        ("Q6_K", 512, "Q6_K"),
+        ("Q6_K", 288, "Q8_0"),
+        ("Q6_K", 100, "F16"),
+        ("Q4_K", 288, "Q5_0"),
+        ("Q5_K", 288, "Q5_1"),
+        ("Q4_0", 288, "Q4_0"),
+        ("Q4_0", 100, "F16"),
+        ("F16", 1, "F16"),
+    ],
+)
+def test_rows_that_blocks_do_not_divide_fall_back_with_a_note(asked, cols, chosen):
+    (choice,) = choose_layouts(
+        recipe(Rule(tensors="*", scheme=asked)), [Storable(shape=(4, cols), names=("a.weight",))]
+    )
+    assert choice.scheme == chosen
+    assert bool(choice.note) == (asked != chosen)
+    if choice.note:
+        assert (
+            choice.note == f"{chosen} instead of {asked}: a row of {cols} is not whole blocks of it"
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tower_scheme": "w8a16"}, "unknown tower scheme 'w8a16'; did you mean w8a8"),
+        ({"decoder_scheme": "Q4_1"}, "unknown decoder scheme 'Q4_1'; did you mean Q"),
+        (
+            {"decoder": (Rule(tensors="*", scheme="q6k"),)},
+            r"rule '\*': unknown decoder scheme 'q6k'",
+        ),
+        ({"decoder": ()}, r"has no \[\[decoder\]\] rules"),
+    ],
+)
+def test_unknown_schemes_are_answered_with_near_names(changes, words):
+    with pytest.raises(RecipeError, match=words):
+        recipe(**{"decoder": (Rule(tensors="*", scheme="F16"),), **changes})
+
+
+def test_unknown_recipes_are_answered_with_near_names():
+    with pytest.raises(RecipeError, match=r"unknown recipe 'int5'; did you mean int"):
+        load_recipe("int5")
+
+
+def test_a_recipe_of_the_users_is_read_from_its_file(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'description = "x"\ntower_scheme = "f32"\ndecoder_scheme = "Q8_0"\n'
+        '[[decoder]]\ntensors = "*"\nscheme = "Q8_0"\n'
+    )
+    assert load_recipe(path).name == "mine"
+    assert load_recipe(str(path)).decoder == (Rule(tensors="*", scheme="Q8_0"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("tower = ", "not valid TOML"),
+        ('description = "x"\n', "key 'tower_scheme'"),
+        (
+            'description = "x"\ntower_scheme = "f32"\ndecoder_scheme = "F16"\nkv = 1\ndecoder = []',
+            "key 'kv': Unexpected keyword",
+        ),
+    ],
+)
+def test_a_wrong_file_is_refused_by_key(text, words, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=words):
+        load_recipe(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(RecipeError, match=r"none\.toml is missing"):
+        load_recipe(tmp_path / "none.toml")

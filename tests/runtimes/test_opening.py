@@ -1,0 +1,158 @@
+"""What `load` refuses, and what it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mllm_export.errors import BundleError, EngineError
+from mllm_export.runtimes import load
+from mllm_export.runtimes.opening import usable_cores
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / "bundle.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    change(data)
+    path.write_text(json.dumps(data), encoding="utf-8")
+
+
+def rehash(folder: Path) -> None:
+    """Make bundle.json agree with files that a test replaced."""
+    from mllm_export.bundle import describe_file
+
+    def update(data: dict[str, Any]) -> None:
+        for file in data["files"]:
+            now = describe_file(folder, file["path"], file["role"])
+            file.update(size_bytes=now.size_bytes, sha256=now.sha256)
+
+    edit(folder, update)
+
+
+EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "unknown schema": (lambda d: d.update(schema=99), "schema 99, this runtime reads 1"),
+    "unknown key": (lambda d: d.update(surprise=1), "key 'surprise'"),
+    "path out of the folder": (
+        lambda d: d["files"][0].update(path="../tower.onnx"),
+        "leads out of the bundle",
+    ),
+    "absolute path": (
+        lambda d: d["files"][0].update(path="/etc/passwd"),
+        "leads out of the bundle",
+    ),
+    "file that is not there": (
+        lambda d: d["files"][0].update(path="gone.onnx"),
+        "file 'gone.onnx' is missing",
+    ),
+    "unknown vision engine": (
+        lambda d: d.update(vision_engine="onyx"),
+        "unknown vision engine 'onyx'; did you mean onnx",
+    ),
+    "unknown decoder engine": (
+        lambda d: d.update(decoder_engine="mlx"),
+        r"unknown decoder engine 'mlx' \(known: llama_cpp\)",
+    ),
+    "engine name that is a path": (
+        lambda d: d.update(vision_engine="../session"),
+        "unknown vision engine",
+    ),
+    "private module as engine": (
+        lambda d: d.update(decoder_engine="_library"),
+        "unknown decoder engine '_library'",
+    ),
+    "later runtime": (
+        lambda d: d.update(minimum_runtime=[0, 999, 0]),
+        r"needs mllm-export 0\.999\.0 or later",
+    ),
+    "no tower": (lambda d: d["files"].pop(0), "no file of role 'tower'"),
+    "no decoder": (lambda d: d["files"].pop(1), "no file of role 'decoder'"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), EDITS.values(), ids=EDITS.keys())
+def test_load_refuses_a_manifest_it_cannot_run(
+    bundle_copy: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    edit(bundle_copy, change)
+    with pytest.raises(BundleError, match=message) as caught:
+        load(bundle_copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_load_refuses_two_encoders(bundle_copy: Path) -> None:
+    def double(data: dict[str, Any]) -> None:
+        data["model"]["encoders"] *= 2
+        data["model"]["projector"]["in_width"] *= 2
+
+    edit(bundle_copy, double)
+    with pytest.raises(BundleError, match="2 vision encoders, this runtime runs one"):
+        load(bundle_copy)
+
+
+def test_load_refuses_a_changed_file_unless_told_not_to_look(bundle_copy: Path) -> None:
+    path = bundle_copy / "decoder.gguf"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BundleError, match="SHA-256 differs"):
+        load(bundle_copy)
+    load(bundle_copy, threads=1, verify=False).close()
+
+
+def test_load_refuses_a_truncated_file_without_hashing(bundle_copy: Path) -> None:
+    path = bundle_copy / "decoder.gguf"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(BundleError, match=r"decoder\.gguf.* bytes, bundle\.json says"):
+        load(bundle_copy, verify=False)
+
+
+def test_load_refuses_a_link_that_leads_out(bundle_copy: Path, tmp_path: Path) -> None:
+    path = bundle_copy / "tower.onnx"
+    path.rename(tmp_path / "elsewhere.onnx")
+    path.symlink_to(tmp_path / "elsewhere.onnx")
+    with pytest.raises(BundleError, match="leads out of the bundle"):
+        load(bundle_copy)
+
+
+def test_load_refuses_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"is no bundle: bundle\.json is missing"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["tower.onnx", "decoder.gguf"])
+def test_load_refuses_a_file_that_the_engine_cannot_read(bundle_copy: Path, file: str) -> None:
+    (bundle_copy / file).write_bytes(b"not a model")
+    rehash(bundle_copy)
+    with pytest.raises(EngineError, match=rf"{file}.* refuses") as caught:
+        load(bundle_copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_load_refuses_a_decoder_of_another_model(bundle_copy: Path) -> None:
+    edit(bundle_copy, lambda data: data["model"]["decoder"].update(vocab=801))
+    with pytest.raises(EngineError, match=r"vocabulary 800 and width 64, the spec says 801 and 64"):
+        load(bundle_copy)
+
+
+@pytest.mark.parametrize("context", [0, -1, 1025])
+def test_load_refuses_a_context_the_model_was_not_made_for(bundle: Path, context: int) -> None:
+    with pytest.raises(EngineError, match=f"context of {context} tokens .* takes 1 to 1024"):
+        load(bundle, context_tokens=context)
+
+
+def test_load_refuses_no_threads(bundle: Path) -> None:
+    with pytest.raises(EngineError, match="threads is 0"):
+        load(bundle, threads=0)
+
+
+def test_load_takes_the_context_asked_for(bundle: Path) -> None:
+    with load(bundle, threads=1, context_tokens=100) as session:
+        assert session.context_tokens == 100
+
+
+def test_the_default_is_every_usable_core() -> None:
+    assert usable_cores() >= 1

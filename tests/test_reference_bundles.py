@@ -1,0 +1,70 @@
+"""The main job, whole: the reference checkpoint becomes bundles that pass and answer."""
+
+import json
+
+import pytest
+
+from mllm_export.commands.opening import reference_evaluation, reference_folder
+from mllm_export.errors import BundleError
+from mllm_export.records import from_json
+from mllm_export.report import Report
+from mllm_export.runtimes import load
+from tests.conftest import Build
+
+RECIPES = ("f16", "int8", "int4")
+
+
+def report_of(build: Build, recipe: str) -> Report:
+    bundle = build(recipe)
+    file = bundle.folder / "report.json"
+    return from_json(Report, file.read_bytes(), file, BundleError)
+
+
+def measured(report: Report, rung: str, name: str) -> float:
+    (found,) = (r for r in report.rungs if r.name == rung)
+    (value,) = (m.value for m in found.measurements if m.name == name)
+    return value
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_rung_that_the_reference_can_be_held_against_passes(
+    reference_bundle: Build, recipe: str
+) -> None:
+    report = report_of(reference_bundle, recipe)
+    assert reference_bundle(recipe).manifest.checked == "passed"
+    assert {r.name: r.status for r in report.rungs} == dict.fromkeys(
+        ("pixels", "prompt", "tower", "weights", "logits", "text", "task", "controls"), "passed"
+    )
+
+
+def test_the_float_recipe_is_as_close_as_promised(reference_bundle: Build) -> None:
+    report = report_of(reference_bundle, "f16")
+    assert measured(report, "tower", "worst-token cosine") >= 0.99999
+    assert measured(report, "logits", "top-1 agreement") >= 0.995
+
+
+@pytest.mark.parametrize(("recipe", "points"), [("f16", 0.5), ("int8", 1.0), ("int4", 3.0)])
+def test_quantization_costs_no_more_than_promised(
+    reference_bundle: Build, recipe: str, points: float
+) -> None:
+    report = report_of(reference_bundle, recipe)
+    assert measured(report, "task", "accuracy of the original") >= 95.0
+    assert measured(report, "task", "accuracy lost") <= points
+
+
+def test_a_bundle_answers_held_out_questions(reference_bundle: Build) -> None:
+    questions = reference_evaluation()
+    rows = [json.loads(line) for line in questions.read_text(encoding="utf-8").splitlines()[:25]]
+    with load(reference_bundle("int4").folder) as session:
+        answers = [session.answer(row["question"], questions.parent / row["image"]) for row in rows]
+    right = sum(answer in row["answers"] for answer, row in zip(answers, rows, strict=True))
+    assert right >= 22
+
+
+def test_the_demo_pictures_are_answered_rightly(reference_bundle: Build) -> None:
+    folder = reference_folder().parent / "demo"
+    rows = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
+    assert len(rows) == 3
+    with load(reference_bundle("int4").folder) as session:
+        for row in rows:
+            assert session.answer(row["question"], folder / row["image"]) in row["answers"]
