@@ -21,18 +21,29 @@ KINDS: tuple[Kind, ...] = ("f16", "int8", "int4")
 
 
 @record
+class Values:
+    """A limit for each kind; a kind without one is measured and not judged."""
+
+    f16: float | None = None
+    int8: float | None = None
+    int4: float | None = None
+
+    def of(self, kind: Kind) -> float | None:
+        """The limit for that kind."""
+        return {"f16": self.f16, "int8": self.int8, "int4": self.int4}[kind]
+
+
+@record
 class Limit:
-    """One limit of one rung; a kind without a value is measured and not judged."""
+    """One limit of one rung."""
 
     rung: str
     measurement: str
     sense: Literal["at_least", "at_most", "equals"]
-    f16: float | None = None
-    int8: float | None = None
-    int4: float | None = None
-    trained_only: bool = False
-    """True: judged only for models whose questions have known answers. Random weights have
-    no favourite answer, and any rounding may tip a near tie."""
+    values: Values
+    untrained: Values | None = None
+    """In place of `values` for models whose questions have no known answers, which may be
+    random weights: those have no favourite answer, and any rounding may tip a near tie."""
     reason: str
 
     def __post_init__(self) -> None:
@@ -42,9 +53,10 @@ class Limit:
         if not self.reason.strip():
             raise CheckError(f"limit on {self.rung}, '{self.measurement}' has no reason")
 
-    def value(self, kind: Kind) -> float | None:
-        """The limit for that kind."""
-        return {"f16": self.f16, "int8": self.int8, "int4": self.int4}[kind]
+    def value(self, kind: Kind, trained: bool) -> float | None:
+        """The limit for that kind, if there is one."""
+        used = self.values if trained or self.untrained is None else self.untrained
+        return used.of(kind)
 
 
 @record
@@ -104,8 +116,8 @@ class Limits:
             None,
         )
         used = kind or (self.tower_kind if rung == "tower" else self.kind)
-        limit = found.value(used) if found else None
-        if found is None or limit is None or (found.trained_only and not self._trained):
+        limit = found.value(used, self._trained) if found else None
+        if found is None or limit is None:
             return Measurement(name=name, value=float(value), unit=unit)
         return Measurement(
             name=name,

@@ -79,7 +79,7 @@ def write_onnx(
 
 
 def open_onnx(path: Path) -> OnnxFile:
-    """Read the skeleton; weights stay in the file and are mapped when they are read.
+    """Read the skeleton; weights stay in the file until one is asked for.
 
     Raises: BuildError when the file is no ONNX model.
     """
@@ -188,7 +188,9 @@ def _stored_tensor(path: Path, data: Array, start: int, stop: int) -> OnnxTensor
     def read() -> Array:
         if raw is None:
             return _read_elsewhere(path, proto)
-        return data[slice(*raw)].view(dtype).reshape(shape)
+        # Read, not mapped: mapped pages count as this process's memory until the file is closed.
+        count = (raw[1] - raw[0]) // dtype.itemsize
+        return np.fromfile(path, dtype, count, offset=raw[0]).reshape(shape)
 
     return OnnxTensor(name=proto.name, dtype=dtype, shape=shape, read=read)
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from mllm_export.catalog import unknown
 from mllm_export.errors import BuildError, TargetError
-from mllm_export.export.formats.onnx import check_graph, run_once
+from mllm_export.export.formats.onnx import check_graph
+from mllm_export.export.formats.onnx_run import run_once
 from mllm_export.export.onnx_stream import OnnxFile, OnnxTensor, open_onnx, write_onnx
 from mllm_export.progress import Progress, Step, silent
 

@@ -17,7 +17,9 @@ ZERO_POINT = "_zero_point"
 """Endings of what stands for a quantized weight. Source: onnxruntime.quantization, 1.20 on."""
 
 _FLOAT_BYTES = 4
-_CONV_NOTE = "f32 instead of w8a8: ONNX Runtime's integer convolutions lose more than they save here"
+_CONV_NOTE = (
+    "f32 instead of w8a8: ONNX Runtime's integer convolutions lose more than they save here"
+)
 _EMBEDDING_NOTE = "f32 instead of w8a8: added, not multiplied"
 _VECTOR_NOTE = "f32 instead of w8a8: norms and biases act on float activations"
 
@@ -45,9 +47,7 @@ def plan_tower_tensors(
     )
 
 
-def _rows(
-    prefix: str, name: str, shape: Shape, source: str, scheme: str
-) -> Iterator[TensorPlan]:
+def _rows(prefix: str, name: str, shape: Shape, source: str, scheme: str) -> Iterator[TensorPlan]:
     stored = stored_shape(name, shape)
     if scheme == "w8a8" and is_linear(name, shape):
         yield from _quantized_rows(prefix + name, stored, source)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mllm_export.errors import CheckpointError
+from mllm_export.pages import forget_pages
 from mllm_export.records import record
 
 if TYPE_CHECKING:
@@ -126,6 +127,8 @@ class TorchShard:
         """Map the file; nothing in it is executed."""
         self.path = path
         self._tensors = self._load(path)
+        self._mapped = _is_zip(path)
+        self._last: torch.Tensor | None = None
 
     @staticmethod
     def _load(path: Path) -> dict[str, torch.Tensor]:
@@ -160,10 +163,13 @@ class TorchShard:
         }
 
     def read(self, name: str) -> Array:
-        """A read-only view of one tensor in its stored dtype."""
+        """A view of one tensor in its stored dtype; the one read before goes back to the file."""
         import torch
 
+        if self._last is not None:
+            forget_pages(self._last.data_ptr(), self._last.nbytes)
         tensor = self._tensors[name].detach().contiguous()
+        self._last = tensor if self._mapped else None
         if tensor.dtype == torch.bfloat16:
             return tensor.view(torch.uint16).numpy().view(numpy_dtype("bfloat16"))
         return tensor.numpy()

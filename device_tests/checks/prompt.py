@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mllm_export.device_tests.check import Context
 from mllm_export.device_tests.cases import PromptCase
+from mllm_export.device_tests.check import Context
+from mllm_export.device_tests.questions import WITH_SPECIAL
 from mllm_export.report import Example, Rung, rung_of
 
 _SHOWN = 4
@@ -15,6 +16,7 @@ class Prompt:
 
     measures = (
         "prompts with other ids",
+        "questions with control tokens typed in, other ids",
         "prompts with another count of BOS",
         "stop rules that differ",
     )
@@ -24,11 +26,12 @@ class Prompt:
         oracle = context.oracle
         cases = oracle.prompt_cases()
         wrong: list[Example] = []
-        wrong_bos = 0
+        wrong_bos = wrong_control = 0
         for case in cases:
             ids = tuple(context.subject.session.encode(case.question, case.images))
             wrong_bos += ids.count(oracle.bos_id) != case.expected.count(oracle.bos_id)
             if ids != case.expected:
+                wrong_control += case.question in WITH_SPECIAL
                 wrong.append(_shown(case, ids))
         prompt = context.bundle.manifest.model.prompt
         stops = (set(prompt.stop_ids) ^ set(oracle.stop_ids)) | (
@@ -40,7 +43,10 @@ class Prompt:
             reference=oracle.title,
             samples=len(cases),
             measurements=(
-                measure("prompt", "prompts with other ids", len(wrong)),
+                measure("prompt", "prompts with other ids", len(wrong) - wrong_control),
+                measure(
+                    "prompt", "questions with control tokens typed in, other ids", wrong_control
+                ),
                 measure("prompt", "prompts with another count of BOS", wrong_bos),
                 measure("prompt", "stop rules that differ", len(stops)),
             ),

@@ -51,6 +51,8 @@ _TOWER_NAMES = {
     "vision_model.pre_layrnorm.bias": "v.pre_ln.bias",
 }
 _LAYERS = "vision_model.encoder.layers."
+
+
 def require_mmproj(spec: ModelSpec) -> None:
     """Refuse what llama.cpp's graph cannot compute at all.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mllm_export.errors import BuildError
+from mllm_export.export.formats.onnx_run import run_once
 from mllm_export.export.onnx_stream import OnnxTensor, write_onnx
 from mllm_export.export.parts import ENCODERS, PROJECTORS, Reader
 from mllm_export.export.stored import PROJECTOR, TOWER, stored_shape, stored_shapes, to_stored
@@ -79,41 +80,6 @@ def tower_skeleton(encoder: EncoderSpec, projector: ProjectorSpec) -> ModelProto
     return model
 
 
-def run_once(path: Path, shape: Shape) -> None:
-    """Load the file in ONNX Runtime and run it on a grey ramp.
-
-    Raises: BuildError when it does not load, or gives another shape or anything but numbers.
-    """
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as refusals
-
-    refused = (
-        refusals.Fail,
-        refusals.InvalidArgument,
-        refusals.InvalidGraph,
-        refusals.InvalidProtobuf,
-        refusals.NotImplemented,
-        refusals.RuntimeException,
-    )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    # Packed copies of the weights would double the memory for one run.
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        sides = session.get_inputs()[0].shape
-        ramp = np.linspace(-1, 1, int(np.prod(sides)), dtype=np.float32).reshape(sides)
-        (embeddings,) = session.run([OUTPUT], {INPUT: ramp})
-    except refused as failure:
-        raise BuildError(f"{path}: ONNX Runtime refuses the graph ({failure})") from failure
-    if embeddings.shape != shape or not np.isfinite(embeddings).all():
-        raise BuildError(
-            f"{path}: gives {list(embeddings.shape)}, needed: finite {list(shape)}; "
-            "do the checkpoint's weights hold NaN or infinity?"
-        )
-
-
 def _tensor(prefix: str, name: str, shape: Shape, read: Reader) -> OnnxTensor:
     return OnnxTensor(
         name=prefix + name,
@@ -161,9 +127,7 @@ def _whole(encoder: EncoderSpec, projector: ProjectorSpec) -> nn.Module:
     class Whole(nn.Module):
         def forward(self, pixel_values: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
             features = ENCODERS[encoder.kind].apply(encoder, _below(TOWER, weights), pixel_values)
-            rows = PROJECTORS[projector.kind].apply(
-                projector, _below(PROJECTOR, weights), features
-            )
+            rows = PROJECTORS[projector.kind].apply(projector, _below(PROJECTOR, weights), features)
             return rows.reshape(projector.tokens_out, projector.out_width)
 
     return Whole().eval()

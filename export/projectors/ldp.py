@@ -52,9 +52,7 @@ class Ldp:
             shapes.update(_block_parameters(f"mb_block.{block}.block.", width))
         return shapes
 
-    def apply(
-        self, spec: ProjectorSpec, weights: Mapping[str, Tensor], features: Tensor
-    ) -> Tensor:
+    def apply(self, spec: ProjectorSpec, weights: Mapping[str, Tensor], features: Tensor) -> Tensor:
         """Features f32[1, tokens_in, in_width] to f32[1, tokens_out, out_width]."""
         side = grid_side(spec.kind, spec.tokens_in)
         rows = mlp2x(weights, "mlp.1.", "mlp.3.", features)
@@ -95,9 +93,7 @@ def _block_parameters(at: str, width: int) -> dict[str, Shape]:
     }
 
 
-def _block(
-    weights: Mapping[str, Tensor], at: str, rows: Tensor, side: int, stride: int
-) -> Tensor:
+def _block(weights: Mapping[str, Tensor], at: str, rows: Tensor, side: int, stride: int) -> Tensor:
     """One block without its residual; on rows wherever the norm over channels allows."""
     from torch.nn import functional
 

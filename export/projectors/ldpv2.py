@@ -43,9 +43,7 @@ class LdpV2:
             "peg.peg.0.bias": (width,),
         }
 
-    def apply(
-        self, spec: ProjectorSpec, weights: Mapping[str, Tensor], features: Tensor
-    ) -> Tensor:
+    def apply(self, spec: ProjectorSpec, weights: Mapping[str, Tensor], features: Tensor) -> Tensor:
         """Features f32[1, tokens_in, in_width] to f32[1, 144, out_width]."""
         from torch.nn import functional
 

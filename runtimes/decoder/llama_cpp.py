@@ -6,7 +6,6 @@ import ctypes
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 import llama_cpp
 import numpy as np
@@ -14,16 +13,18 @@ import numpy as np
 from mllm_export.errors import EngineError
 from mllm_export.runtimes.decoder import _library
 from mllm_export.runtimes.decoder._batches import Chunk, cut, make_batch
+from mllm_export.runtimes.decoder._handles import (
+    BATCH_ROWS,
+    KvType,
+    check_sizes,
+    free,
+    open_context,
+    open_model,
+)
 from mllm_export.runtimes.engines import Floats, Segment
 from mllm_export.runtimes.prompt import count_positions
 from mllm_export.spec import ModelSpec
 
-KvType = Literal["f16", "f32"]
-
-BATCH_ROWS = 512
-"""Rows per llama_decode call; with all logits asked for, the output buffer is this times V."""
-
-_KV_TYPES = {"f16": llama_cpp.GGML_TYPE_F16, "f32": llama_cpp.GGML_TYPE_F32}
 _SEQUENCE = 0
 
 
@@ -39,17 +40,17 @@ class LlamaCppDecoder:
         self.positions = 0
         self.reused_positions = 0
         self._kept: list[Chunk] = []
-        model = _open_model(path)
+        model = open_model(path)
         try:
             self._vocab = llama_cpp.llama_model_get_vocab(model)
             self._vocab_size = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
             self._width = int(llama_cpp.llama_model_n_embd(model))
-            _check_sizes(path, spec, self._vocab_size, self._width)
-            self._context = _open_context(path, model, context_tokens, threads, kv_type)
+            check_sizes(path, spec, self._vocab_size, self._width)
+            self._context = open_context(path, model, context_tokens, threads, kv_type)
         except BaseException:
             llama_cpp.llama_model_free(model)
             raise
-        self._free = weakref.finalize(self, _free, self._context, model)
+        self._free = weakref.finalize(self, free, self._context, model)
 
     def close(self) -> None:
         """Give the memory back; a second call does nothing."""
@@ -220,49 +221,3 @@ class LlamaCppEngine:
 
 
 ENGINE = LlamaCppEngine()
-
-
-def _open_model(path: Path) -> Any:
-    params = llama_cpp.llama_model_default_params()
-    params.n_gpu_layers = 0
-    params.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP
-    # Built by some compilers, the AMX kernels end the process: ggml-org/llama.cpp issue 20824.
-    params.use_extra_bufts = b"AMX_INT8 = 1" not in llama_cpp.llama_print_system_info()
-    model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
-    if not model:
-        raise EngineError(f"{path}: llama.cpp refuses the file: {_library.last_complaint()}")
-    return model
-
-
-def _open_context(
-    path: Path, model: Any, context_tokens: int, threads: int, kv_type: KvType
-) -> Any:
-    params = llama_cpp.llama_context_default_params()
-    params.n_ctx = context_tokens
-    params.n_batch = params.n_ubatch = min(BATCH_ROWS, context_tokens)
-    params.n_seq_max = 1
-    params.n_threads = params.n_threads_batch = threads
-    params.type_k = params.type_v = _KV_TYPES[kv_type]
-    # On the CPU llama.cpp's fused attention sums values in float16.
-    params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    context = llama_cpp.llama_init_from_model(model, params)
-    if not context:
-        raise EngineError(
-            f"{path}: llama.cpp gives no context of {context_tokens} tokens: "
-            f"{_library.last_complaint()}; is there enough memory?"
-        )
-    return context
-
-
-def _free(context: Any, model: Any) -> None:
-    llama_cpp.llama_free(context)
-    llama_cpp.llama_model_free(model)
-
-
-def _check_sizes(path: Path, spec: ModelSpec, vocab: int, width: int) -> None:
-    decoder = spec.decoder
-    if (vocab, width) != (decoder.vocab, decoder.width):
-        raise EngineError(
-            f"{path}: the language model has vocabulary {vocab} and width {width}, the spec "
-            f"says {decoder.vocab} and {decoder.width}; is it another model's?"
-        )

@@ -58,7 +58,9 @@ def test_bytes_are_those_protobuf_writes(tmp_path):
 def test_a_large_tensor_has_a_length_of_several_bytes(tmp_path):
     big = np.random.default_rng(0).standard_normal((300, 301)).astype(np.float32)
     write_onnx(tmp_path / "m.onnx", skeleton(), tensors({"a": big, **WEIGHTS, "a2": big}))
-    found = {i.name: numpy_helper.to_array(i) for i in onnx.load(tmp_path / "m.onnx").graph.initializer}
+    found = {
+        i.name: numpy_helper.to_array(i) for i in onnx.load(tmp_path / "m.onnx").graph.initializer
+    }
     np.testing.assert_array_equal(found["a2"], big)
 
 

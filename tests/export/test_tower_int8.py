@@ -177,7 +177,9 @@ def test_no_temporary_path_is_in_the_file(quantized):
 
 
 def test_an_unknown_preset_is_refused_with_the_near_one(floats, tmp_path):
-    with pytest.raises(TargetError, match="unknown vision_preset 'avx512_vni'; did you mean avx512_vnni"):
+    with pytest.raises(
+        TargetError, match="unknown vision_preset 'avx512_vni'; did you mean avx512_vnni"
+    ):
         quantize_tower(floats["ldpv2"][1], tmp_path / "x.onnx", "avx512_vni")
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import ml_dtypes
@@ -186,3 +188,31 @@ def test_a_folder_without_weights_or_config_is_an_error(tmp_path: Path) -> None:
 def test_a_broken_config_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
     refused(lambda: Checkpoint(tmp_path).config, "config.json")
+
+
+def test_a_pickle_larger_than_memory_should_be_is_given_back_tensor_by_tensor(
+    tmp_path: Path,
+) -> None:
+    """Reading every tensor of a file may not hold every tensor of it."""
+    (tmp_path / "config.json").write_text("{}")
+    tensors = {f"t{i}": torch.full((4 << 20,), float(i)) for i in range(16)}
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    program = (
+        "import sys, pathlib, numpy, psutil\n"
+        "from mllm_export.checkpoint import Checkpoint\n"
+        "checkpoint = Checkpoint(pathlib.Path(sys.argv[1]))\n"
+        "names = sorted(checkpoint.infos(False))\n"
+        "before = psutil.Process().memory_info().rss\n"
+        "for name in names:\n"
+        "    values = checkpoint.read(name)\n"
+        "    assert values[0] == values[-1] == int(name[1:]), name\n"
+        "    assert values.sum(dtype='float64') == int(name[1:]) * values.size\n"
+        "first = checkpoint.read(names[0])\n"
+        "checkpoint.read(names[1])\n"
+        "assert first[100] == 0 and first[-1] == 0\n"
+        "print((psutil.Process().memory_info().rss - before) >> 20)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 100  # of 256 MiB

@@ -199,9 +199,7 @@ def as_llama_cpp_computes(original, pixels):
 
 
 @pytest.mark.parametrize(("kind", "worst"), [("ldp", 0.9), ("ldpv2", 0.97), ("mlp2x_gelu", 0.9)])
-def test_the_pinned_llama_cpp_still_puts_the_class_token_last(
-    files, cosine, error, kind, worst
-):
+def test_the_pinned_llama_cpp_still_puts_the_class_token_last(files, cosine, error, kind, worst):
     """Fails when the library is mended: then an mmproj may stand in a bundle without its rung."""
     original, path = files[kind]
     image = picture(original)

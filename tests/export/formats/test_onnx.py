@@ -14,7 +14,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from mllm_export.errors import BuildError
-from mllm_export.export.formats.onnx import OPSET, check_graph, run_once, tower_skeleton, write_tower
+from mllm_export.export.formats.onnx import OPSET, check_graph, tower_skeleton, write_tower
+from mllm_export.export.formats.onnx_run import run_once
 from mllm_export.export.onnx_stream import open_onnx
 from mllm_export.export.parts import ENCODERS, PROJECTORS
 from mllm_export.export.stored import to_published
@@ -220,7 +221,9 @@ def test_an_operator_onnx_runtime_lacks_is_refused(tmp_path):
         [value("image_embeds", TensorProto.FLOAT, [1])],
     )
     model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("x", 1)], ir_version=10
+        graph,
+        opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("x", 1)],
+        ir_version=10,
     )
     (tmp_path / "t.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(BuildError, match="ONNX Runtime refuses the graph .*NoSuchOperator"):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mllm_export.errors import EngineError
-from mllm_export.runtimes.decoder.llama_cpp import BATCH_ROWS, ENGINE, LlamaCppDecoder
+from mllm_export.runtimes.decoder._handles import BATCH_ROWS
+from mllm_export.runtimes.decoder.llama_cpp import ENGINE, LlamaCppDecoder
 from mllm_export.spec import ModelSpec
 
 IDS = [int(token) for token in np.random.default_rng(0).integers(3, 800, 90)]
