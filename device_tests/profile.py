@@ -24,13 +24,16 @@ KINDS: tuple[Kind, ...] = ("f16", "int8", "int4")
 class Values:
     """A limit for each kind; a kind without one is measured and not judged."""
 
+    every: float | None = None
+    """For kinds that are not named."""
     f16: float | None = None
     int8: float | None = None
     int4: float | None = None
 
     def of(self, kind: Kind) -> float | None:
         """The limit for that kind."""
-        return {"f16": self.f16, "int8": self.int8, "int4": self.int4}[kind]
+        own = {"f16": self.f16, "int8": self.int8, "int4": self.int4}[kind]
+        return self.every if own is None else own
 
 
 @record

@@ -30,7 +30,8 @@ def run_in_child(
     process.start()
     theirs.close()
     try:
-        return _listen(stage, ours, progress)
+        answer: T = _listen(stage, ours, progress)
+        return answer
     except EOFError:
         process.join()
         raise BuildError(f"{stage}: {_how_it_died(process.exitcode)}") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from mllm_export.config import Config, read_json_object
 from mllm_export.errors import CheckpointError, UnsupportedModelError
@@ -90,4 +90,4 @@ def _triple(config: Config, key: str) -> Triple:
     values = config.numbers(key)
     if len(values) != 3:
         raise CheckpointError(f"{config.file}: key '{key}' has {len(values)} values, needed: 3")
-    return cast(Triple, values)
+    return values[0], values[1], values[2]

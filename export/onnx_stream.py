@@ -19,6 +19,7 @@ from mllm_export.export.parts import Array
 from mllm_export.weights import Shape
 
 if TYPE_CHECKING:
+    from google.protobuf.message import Message
     from onnx import GraphProto, ModelProto, TensorProto
 
 PROTOBUF_LIMIT_BYTES = (1 << 31) - 1
@@ -61,7 +62,7 @@ def write_onnx(
     tensors: Iterable[OnnxTensor],
     limit_bytes: int = PROTOBUF_LIMIT_BYTES,
 ) -> None:
-    """Write one file; beside it `<name>.data` with the weights when one message cannot hold them."""
+    """Write one file; weights past what a message can hold go to `<name>.data` beside it."""
     tensors = list(tensors)
     if _message_bytes(skeleton, tensors) > limit_bytes:
         _write_with_data_file(path, skeleton, tensors)
@@ -118,7 +119,11 @@ def _pieces(skeleton: ModelProto) -> tuple[bytes, bytes, bytes, bytes]:
     for name in _AFTER_INITIALIZERS:
         getattr(tail, name).extend(getattr(skeleton.graph, name))
     _require_no_other_fields(skeleton.graph)
-    return tuple(m.SerializeToString(deterministic=True) for m in (before, head, tail, after))
+    return _bytes(before), _bytes(head), _bytes(tail), _bytes(after)
+
+
+def _bytes(message: Message) -> bytes:
+    return bytes(message.SerializeToString(deterministic=True))
 
 
 def _require_no_other_fields(graph: GraphProto) -> None:
@@ -136,7 +141,7 @@ def _entry_head(tensor: OnnxTensor) -> bytes:
         dims=tensor.shape,
         data_type=helper.np_dtype_to_tensor_dtype(tensor.dtype),
     )
-    inner = proto.SerializeToString(deterministic=True)
+    inner = _bytes(proto)
     inner += _tag(_RAW_DATA) + _varint(tensor.size_bytes)
     return _tag(_INITIALIZER) + _varint(len(inner) + tensor.size_bytes) + inner
 
@@ -174,7 +179,7 @@ def _write_with_data_file(path: Path, skeleton: ModelProto, tensors: list[OnnxTe
             for key, value in place.items():
                 entry.external_data.add(key=key, value=str(value))
             _write_values(file, tensor)
-    path.write_bytes(model.SerializeToString(deterministic=True))
+    path.write_bytes(_bytes(model))
 
 
 def _stored_tensor(path: Path, data: Array, start: int, stop: int) -> OnnxTensor:
@@ -188,9 +193,12 @@ def _stored_tensor(path: Path, data: Array, start: int, stop: int) -> OnnxTensor
     def read() -> Array:
         if raw is None:
             return _read_elsewhere(path, proto)
-        # Read, not mapped: mapped pages count as this process's memory until the file is closed.
-        count = (raw[1] - raw[0]) // dtype.itemsize
-        return np.fromfile(path, dtype, count, offset=raw[0]).reshape(shape)
+        start, stop = raw
+        if start == stop:
+            return np.zeros(shape, dtype)
+        # A mapping of its own, gone with the array: its pages count as this process's memory.
+        mapped: Array = np.memmap(path, np.uint8, "r", start, (stop - start,))
+        return mapped.view(dtype).reshape(shape)
 
     return OnnxTensor(name=proto.name, dtype=dtype, shape=shape, read=read)
 

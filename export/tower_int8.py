@@ -8,13 +8,12 @@ quantized: products of two activations (attention) and convolutions stay float.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mllm_export.catalog import unknown
-from mllm_export.errors import BuildError, TargetError
+from mllm_export.errors import TargetError
 from mllm_export.export.formats.onnx import check_graph
 from mllm_export.export.formats.onnx_run import run_once
 from mllm_export.export.onnx_stream import OnnxFile, OnnxTensor, open_onnx, write_onnx

@@ -136,7 +136,8 @@ def test_a_forbidden_import_would_be_seen(tmp_path: Path) -> None:
     ],
 )
 def test_neither_the_command_nor_the_catalogs_load_torch(code: str) -> None:
-    program = f"{code}\nimport sys\nprint([m for m in ('torch', 'transformers') if m in sys.modules])"
+    loaded = "print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    program = f"{code}\nimport sys\n{loaded}"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 from transformers import CLIPVisionConfig
@@ -35,18 +37,23 @@ class ClipFeatures:
     """`hidden_states[select]` of CLIPVisionModel, without the layers after it."""
 
     def __init__(
-        self, config: CLIPVisionConfig, read: Reader, select_layer: int, keep_cls: bool
+        self,
+        config: CLIPVisionConfig,
+        read: Reader,
+        select_layer: int,
+        keep_cls: bool,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         """`read` takes the published names from `vision_model.` on."""
+        self._dtype = dtype
         self._config = config
         self._keep_cls = keep_cls
         self._read = read
         layers = config.num_hidden_layers
         # hidden_states has one entry more than there are layers: the first is their input.
         self._run = range(layers + 1)[select_layer]
-        self._stack = LayerStack(
-            lambda _: CLIPEncoderLayer(config), read, "vision_model.encoder.layers.{}.", layers
-        )
+        prefix = "vision_model.encoder.layers.{}."
+        self._stack = LayerStack(lambda _: CLIPEncoderLayer(config), read, prefix, layers, dtype)
 
     def modules(self) -> dict[str, nn.Module]:
         """What runs until the selected hidden state, without data, by published prefix."""
@@ -63,14 +70,12 @@ class ClipFeatures:
     @torch.inference_mode()
     def features(self, pixels: Floats) -> torch.Tensor:
         """Shapes: f32[B, 3, S, S] -> f32[B, tokens, width]."""
-        config, read = self._config, self._read
-        embed = fill(lambda: CLIPVisionEmbeddings(config), read, "vision_model.embeddings.")
-        norm = fill(
-            lambda: nn.LayerNorm(config.hidden_size, config.layer_norm_eps),
-            read,
-            "vision_model.pre_layrnorm.",
-        )
-        batches = list(torch.from_numpy(pixels).split(BATCH))
+        config, read, dtype = self._config, self._read, self._dtype
+        make_embed = partial(CLIPVisionEmbeddings, config)
+        make_norm = partial(nn.LayerNorm, config.hidden_size, config.layer_norm_eps)
+        embed = fill(make_embed, read, "vision_model.embeddings.", dtype)
+        norm = fill(make_norm, read, "vision_model.pre_layrnorm.", dtype)
+        batches = list(torch.from_numpy(pixels).to(dtype).split(BATCH))
         states = [norm(embed(batch)) for batch in batches]
         for index in range(self._run):
             layer = self._stack.layer(index)

@@ -33,7 +33,12 @@ def read_float32(read: Reader, name: str) -> torch.Tensor:
     return filled
 
 
-def fill(make: Callable[[], nn.Module], read: Reader, prefix: str = "") -> nn.Module:
+def fill(
+    make: Callable[[], nn.Module],
+    read: Reader,
+    prefix: str = "",
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
     """A module whose every parameter is `read(prefix + name)`; nothing is drawn at random first.
 
     Raises: RuntimeError from torch when a shape differs.
@@ -44,7 +49,7 @@ def fill(make: Callable[[], nn.Module], read: Reader, prefix: str = "") -> nn.Mo
     state: Mapping[str, torch.Tensor] = {name: read_float32(read, prefix + name) for name in names}
     _restore_buffers(module)
     module.load_state_dict(state, strict=True, assign=True)
-    return module.requires_grad_(False).eval()
+    return module.requires_grad_(False).eval().to(dtype)
 
 
 def _restore_buffers(module: nn.Module) -> None:
@@ -61,9 +66,15 @@ class LayerStack:
     """Equal layers, filled from a checkpoint: once if they are small, anew each time if not."""
 
     def __init__(
-        self, make: Callable[[int], nn.Module], read: Reader, prefix: str, count: int
+        self,
+        make: Callable[[int], nn.Module],
+        read: Reader,
+        prefix: str,
+        count: int,
+        dtype: torch.dtype,
     ) -> None:
         """`prefix` holds `{}` for the layer's number."""
+        self._dtype = dtype
         self._make = make
         self._read = read
         self._prefix = prefix
@@ -77,7 +88,8 @@ class LayerStack:
         """The filled layer; do not keep it across calls."""
         if index in self._kept:
             return self._kept[index]
-        module = fill(lambda: self._make(index), self._read, self._prefix.format(index))
+        prefix = self._prefix.format(index)
+        module = fill(lambda: self._make(index), self._read, prefix, self._dtype)
         if self.resident:
             self._kept[index] = module
         return module

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -55,8 +56,18 @@ def llama_config(plain: dict[str, object]) -> LlamaConfig:
 class LlamaRows:
     """Logits of packed rows; weights are read through `read` and never held all at once."""
 
-    def __init__(self, plain: dict[str, object], config: Config, read: Reader) -> None:
-        """`config` is `plain` again, typed: sizes without which nothing runs are required."""
+    def __init__(
+        self,
+        plain: dict[str, object],
+        config: Config,
+        read: Reader,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """`config` is `plain` again, typed: sizes without which nothing runs are required.
+
+        `dtype` other than float32 is for measuring the noise floor.
+        """
+        self._dtype = dtype
         for key in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"):
             config.positive(key)
         self.config = llama_config(plain)
@@ -73,6 +84,7 @@ class LlamaRows:
             read,
             "model.layers.{}.",
             config.num_hidden_layers,
+            self._dtype,
         )
 
     @torch.inference_mode()
@@ -82,7 +94,7 @@ class LlamaRows:
         stack = self._stack if weights is None else self._stack_of(weights)
         rows = pack(sequences)
         table = read("model.embed_tokens.weight")
-        hidden = [_embedded(row, table) for row in rows]
+        hidden = [_embedded(row, table).to(self._dtype) for row in rows]
         layouts = [row.layout() for row in rows]
         for index in range(stack.count):
             layer = stack.layer(index)
@@ -106,15 +118,15 @@ class LlamaRows:
         self, read: Reader, rows: list[Row], hidden: list[torch.Tensor], count: int
     ) -> list[Floats]:
         config = self.config
-        norm = fill(
-            lambda: LlamaRMSNorm(config.hidden_size, config.rms_norm_eps), read, "model.norm."
-        )
+        make = partial(LlamaRMSNorm, config.hidden_size, config.rms_norm_eps)
+        norm = fill(make, read, "model.norm.", self._dtype)
         tied = config.tie_word_embeddings
-        head = read_float32(read, "model.embed_tokens.weight" if tied else "lm_head.weight")
+        name = "model.embed_tokens.weight" if tied else "lm_head.weight"
+        head = read_float32(read, name).to(self._dtype)
         found: list[Floats | None] = [None] * count
         for row, states in zip(rows, hidden, strict=True):
             for index, positions in row.wanted():
-                found[index] = (norm(states[0, positions]) @ head.T).numpy()
+                found[index] = (norm(states[0, positions]) @ head.T).float().numpy()
         return [one for one in found if one is not None]
 
 

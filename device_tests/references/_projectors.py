@@ -140,5 +140,5 @@ PROJECTORS: dict[str, type[Ldp] | type[LdpV2] | type[Mlp2] | type[Line]] = {
 
 @torch.inference_mode()
 def project(module: nn.Module, features: Tensor) -> Tensor:
-    """Run a few pictures at a time."""
-    return torch.cat([module(part) for part in features.split(8)])
+    """Run a few pictures at a time. Shapes: [B, tokens_in, in] -> f32[B, tokens_out, out]."""
+    return torch.cat([module(part) for part in features.split(8)]).float()

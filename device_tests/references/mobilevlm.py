@@ -39,8 +39,13 @@ _CLIP_L_336: dict[str, object] = {
 class MobileVlmReference:
     """The original model; see `Reference`."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        """Configs and tokenizer are read now, weights when they are needed."""
+    def __init__(self, checkpoint: Checkpoint, precision: str = "float32") -> None:
+        """Configs and tokenizer are read now, weights when they are needed.
+
+        `precision` other than float32 names a torch dtype: for measuring the noise floor.
+        """
+        import torch
+
         from mllm_export.device_tests.references._conversation import STOP, load_tokenizer
         from mllm_export.device_tests.references._llama import LlamaRows
 
@@ -48,7 +53,8 @@ class MobileVlmReference:
         self._plain = read_json_object(checkpoint.path / "config.json")
         self._config = checkpoint.config
         self._tokenizer = load_tokenizer(checkpoint.path)
-        self._decoder = LlamaRows(self._plain, self._config, checkpoint.read)
+        self._dtype: torch.dtype = getattr(torch, precision)
+        self._decoder = LlamaRows(self._plain, self._config, checkpoint.read, self._dtype)
         self._kind = self._config.text("mm_projector_type")
         self.resident = self._decoder.resident
         self.bos_id = int(self._tokenizer.bos_token_id)
@@ -91,6 +97,7 @@ class MobileVlmReference:
             self._read_tower,
             self._config.integer("mm_vision_select_layer", -2),
             keep_cls=feature == "cls_patch",
+            dtype=self._dtype,
         )
 
     @cached_property
@@ -108,7 +115,8 @@ class MobileVlmReference:
         make = self._projector_class
         in_width = self._config.positive("mm_hidden_size")
         width = self._config.positive("hidden_size")
-        return fill(lambda: make(in_width, width), self._checkpoint.read, make.prefix)
+        read = self._checkpoint.read
+        return fill(lambda: make(in_width, width), read, make.prefix, self._dtype)
 
     @cached_property
     def _processor(self) -> Any:  # transformers has no type for its image processors

@@ -51,7 +51,8 @@ class ClipVit:
         size_px = vision.positive("image_size")
         if size_px != image.size_px:
             raise CheckpointError(
-                f"{vision.file}: image_size is {size_px}, the preprocessing makes {image.size_px} px"
+                f"{vision.file}: image_size is {size_px}, "
+                f"the preprocessing makes {image.size_px} px"
             )
         return EncoderSpec(
             kind="clip_vit",

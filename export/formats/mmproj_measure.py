@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 

@@ -117,6 +117,7 @@ def _trace(
         output_names=[OUTPUT],
         verbose=False,
     )
+    assert program is not None, "without a path the exporter returns the program"
     return onnx_ir.to_proto(program.model)
 
 

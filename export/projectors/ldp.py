@@ -28,7 +28,7 @@ _NORM_EPS = 1e-5
 
 
 class Ldp:
-    """576 tokens to 144 for the published 24 x 24 grid; block 1 keeps the grid, block 2 halves it."""
+    """576 tokens to 144 for the published 24 x 24 grid: block 2 halves its sides."""
 
     def spec(self, in_width: int, out_width: int, tokens_in: int) -> ProjectorSpec:
         """Raises SpecError where the tokens make no square."""

@@ -56,7 +56,7 @@ class LdpV2:
 
 
 def _pool(grid: Tensor, side: int) -> Tensor:
-    """AdaptiveAvgPool2d(12): window i covers rows floor(i * side / 12) to ceil((i + 1) * side / 12).
+    """AdaptiveAvgPool2d(12): window i goes from floor(i * side / 12) to ceil((i + 1) * side / 12).
 
     Written out because ONNX has no such operator and the exporter takes only sides that
     12 divides.

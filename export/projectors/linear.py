@@ -30,7 +30,12 @@ class LinearProjector:
         """The layer itself is the projector, so its names have no number."""
         return linear_shapes("", spec.in_width, spec.out_width)
 
-    def apply(self, spec: ProjectorSpec, weights: Mapping[str, Tensor], features: Tensor) -> Tensor:
+    def apply(
+        self,
+        spec: ProjectorSpec,  # noqa: ARG002  # the protocol's argument
+        weights: Mapping[str, Tensor],
+        features: Tensor,
+    ) -> Tensor:
         """Features f32[1, T, in_width] to f32[1, T, out_width]."""
         return affine(weights, "", features)
 

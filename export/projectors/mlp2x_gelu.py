@@ -36,7 +36,12 @@ class Mlp2xGelu:
             **linear_shapes("2.", spec.out_width, spec.out_width),
         }
 
-    def apply(self, spec: ProjectorSpec, weights: Mapping[str, Tensor], features: Tensor) -> Tensor:
+    def apply(
+        self,
+        spec: ProjectorSpec,  # noqa: ARG002  # the protocol's argument
+        weights: Mapping[str, Tensor],
+        features: Tensor,
+    ) -> Tensor:
         """Features f32[1, T, in_width] to f32[1, T, out_width]."""
         return mlp2x(weights, "0.", "2.", features)
 

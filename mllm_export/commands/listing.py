@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from mllm_export.catalog import Catalog
 
 
 class Kind(str, Enum):
@@ -42,5 +45,9 @@ def _entries(kind: Kind) -> list[tuple[str, str]]:
         return [(name, FAMILIES[name].title) for name in FAMILIES.names()]
     from mllm_export.export.parts import DECODERS, ENCODERS, PROJECTORS
 
-    catalogs = {Kind.encoders: ENCODERS, Kind.projectors: PROJECTORS, Kind.decoders: DECODERS}
+    catalogs: dict[Kind, Catalog[Any]] = {
+        Kind.encoders: ENCODERS,
+        Kind.projectors: PROJECTORS,
+        Kind.decoders: DECODERS,
+    }
     return [(name, "") for name in catalogs[kind].names()]

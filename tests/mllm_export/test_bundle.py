@@ -27,7 +27,12 @@ from mllm_export.spec import (
 )
 
 IMAGE = ImageSpec(
-    size_px=28, fit="pad", resample="bicubic", mean=(0.5, 0.4, 0.3), std=(1, 1, 1), pad_rgb=(1, 2, 3)
+    size_px=28,
+    fit="pad",
+    resample="bicubic",
+    mean=(0.5, 0.4, 0.3),
+    std=(1, 1, 1),
+    pad_rgb=(1, 2, 3),
 )
 SPEC = ModelSpec(
     family="mobilevlm",
@@ -74,7 +79,12 @@ SPEC = ModelSpec(
         add_bos=True,
     ),
     prompt=PromptSpec(
-        name="p", before="a ", after=" b", between_turns="</s>", stop_strings=("</s>",), stop_ids=(2,)
+        name="p",
+        before="a ",
+        after=" b",
+        between_turns="</s>",
+        stop_strings=("</s>",),
+        stop_ids=(2,),
     ),
 )
 
@@ -158,7 +168,9 @@ def test_a_damaged_bundle_is_refused_and_says_what_is_wrong(
     assert "\n" not in str(caught.value)
 
 
-def test_a_link_that_leads_out_is_refused(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_link_that_leads_out_is_refused(
+    bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     outside = tmp_path_factory.mktemp("outside") / "tower.onnx"
     outside.write_bytes(b"tower")
     (bundle / "tower.onnx").unlink()

@@ -72,9 +72,7 @@ def test_reading_maps_the_file_and_does_not_copy_it(tmp_path: Path, form: str) -
 
 @settings(max_examples=30, deadline=None)
 @given(
-    shapes=st.lists(
-        st.lists(st.integers(0, 5), min_size=0, max_size=3), min_size=1, max_size=4
-    ),
+    shapes=st.lists(st.lists(st.integers(0, 5), min_size=0, max_size=3), min_size=1, max_size=4),
     dtype=st.sampled_from(DTYPES),
 )
 def test_safetensors_of_any_shape_read_as_the_library_reads_them(

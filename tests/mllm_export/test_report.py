@@ -46,9 +46,7 @@ def test_one_broken_limit_fails_the_rung_and_is_told() -> None:
 
 
 def report(*rungs: Rung) -> Report:
-    return Report(
-        model="m", family="f", target="t", recipe="r", profile="default", rungs=rungs
-    )
+    return Report(model="m", family="f", target="t", recipe="r", profile="default", rungs=rungs)
 
 
 def test_a_report_without_a_rung_that_ran_does_not_pass() -> None:

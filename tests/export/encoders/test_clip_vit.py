@@ -12,8 +12,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
 
 from mllm_export.config import Config
 from mllm_export.errors import CheckpointError, SpecError, UnsupportedModelError
-from mllm_export.export.parts import ENCODERS
 from mllm_export.export.part_module import encoder_module
+from mllm_export.export.parts import ENCODERS
 from mllm_export.weights import Take, WeightMap
 
 CLIP = ENCODERS["clip_vit"]
@@ -168,15 +168,20 @@ def test_a_select_layer_past_the_tower_is_refused():
 @pytest.mark.parametrize("select_layer", [-2, -1, 0])
 def test_every_tensor_of_a_clip_folder_is_taken_or_dropped_with_a_reason(select_layer):
     spec = replace(TINY, select_layer=select_layer)
-    vision = dict(
-        hidden_size=spec.width,
-        intermediate_size=spec.mlp_width,
-        num_hidden_layers=spec.layers,
-        num_attention_heads=spec.heads,
-        image_size=spec.image.size_px,
-        patch_size=spec.patch_px,
-    )
-    text = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    vision = {
+        "hidden_size": spec.width,
+        "intermediate_size": spec.mlp_width,
+        "num_hidden_layers": spec.layers,
+        "num_attention_heads": spec.heads,
+        "image_size": spec.image.size_px,
+        "patch_size": spec.patch_px,
+    }
+    text = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     model = CLIPModel(CLIPConfig(vision_config=vision, text_config=text))
     found = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found["vision_model.embeddings.position_ids"] = (1, 577)  # in files of older versions

@@ -158,7 +158,8 @@ def test_another_process_writes_the_same_bytes(written, tmp_path):
         "from mllm_export.export.parts import ENCODERS, PROJECTORS\n"
         "e = ENCODERS['clip_vit'].tiny()\n"
         "p = PROJECTORS['ldpv2'].spec(e.width, 96, e.tokens_out)\n"
-        "Path(sys.argv[1]).write_bytes(tower_skeleton(e, p).SerializeToString(deterministic=True))\n"
+        "data = tower_skeleton(e, p).SerializeToString(deterministic=True)\n"
+        "Path(sys.argv[1]).write_bytes(data)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "other")]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": "7"}, cwd=tmp_path)
@@ -183,7 +184,7 @@ def test_weights_that_are_no_numbers_are_refused(vision, tmp_path):
     def read(name):
         return original.read_projector(name) * np.float32(np.nan)
 
-    with pytest.raises(BuildError, match="needed: finite .*NaN or infinity"):
+    with pytest.raises(BuildError, match=r"needed: finite .*NaN or infinity"):
         write_tower(
             tmp_path / "t.onnx", original.encoder, original.projector, original.read_tower, read
         )
@@ -226,7 +227,7 @@ def test_an_operator_onnx_runtime_lacks_is_refused(tmp_path):
         ir_version=10,
     )
     (tmp_path / "t.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(BuildError, match="ONNX Runtime refuses the graph .*NoSuchOperator"):
+    with pytest.raises(BuildError, match=r"ONNX Runtime refuses the graph .*NoSuchOperator"):
         run_once(tmp_path / "t.onnx", (1,))
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mllm_export.errors import SpecError
-from mllm_export.export.parts import PROJECTORS
 from mllm_export.export.part_module import projector_module
+from mllm_export.export.parts import PROJECTORS
 from mllm_export.export.projectors.ldp import squeeze_width
 
 NAMES = PROJECTORS.names()

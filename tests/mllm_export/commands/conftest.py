@@ -1,6 +1,7 @@
 """The command as a user meets it: arguments in, exit code and two streams out."""
 
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,15 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny V2 checkpoint and its tower's folder; do not change it."""
     return write_random_checkpoint(tmp_path_factory.mktemp("models") / "model", FAMILY.tiny())
+
+
+@pytest.fixture(scope="session")
+def unchecked(made: Path) -> Path:
+    """The tiny checkpoint's f16 bundle, built with --no-check; do not change it."""
+    out = made.parent / "unchecked"
+    asked = ("build", made, "--target", "linux-x86_64", "--recipe", "f16", "-o", out, "--no-check")
+    subprocess.run([sys.executable, "-m", "mllm_export", *map(str, asked)], check=True)
+    return out
 
 
 @pytest.fixture

@@ -67,7 +67,10 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "a tensor of a wrong shape": (lambda m: change_state(m, **{NORM: torch.ones(255)}), NORM),
     "a missing tensor": (lambda m: change_state(m, **{NORM: None}), NORM),
     "an extra tensor": (lambda m: change_state(m, **{"extra": torch.ones(1)}), "extra"),
-    "an unknown projector": (lambda m: change_config(m, mm_projector_type="resampler"), "resampler"),
+    "an unknown projector": (
+        lambda m: change_config(m, mm_projector_type="resampler"),
+        "resampler",
+    ),
     "a missing key": (lambda m: change_config(m, hidden_size=...), "hidden_size"),
     "a key of another type": (lambda m: change_config(m, hidden_size="wide"), "hidden_size"),
     "a pickle that executes": (pickle_bomb, "pytorch_model.bin"),
