@@ -52,7 +52,7 @@ types:
 	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p mllm_export
 
 pytest:
-	MLLM_REQUIRE_UPSTREAM=1 $(BIN)/pytest -q
+	OMP_NUM_THREADS=1 MLLM_REQUIRE_UPSTREAM=1 $(BIN)/pytest -q -n 2 --dist loadfile
 
 wheel:
 	$(BIN)/python tests/smoke_wheel.py

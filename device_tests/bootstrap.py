@@ -11,9 +11,7 @@ DRAWS = 10_000
 SEED = 0
 
 
-def paired_interval(
-    differences: npt.NDArray[Any], confidence: float = 0.95
-) -> tuple[float, float]:
+def paired_interval(differences: npt.NDArray[Any], confidence: float = 0.95) -> tuple[float, float]:
     """Bounds of the mean difference; the same input gives the same bounds.
 
     Shapes: [samples], export minus original of each sample.

@@ -34,6 +34,8 @@ class TowerCase:
     """Pixels f32[1, 3, S, S] and their embeddings f32[T, D]."""
 
     name: str
+    picture: Picture | None
+    """What the pixels were made of; None for pixels that no picture gives."""
     pixels: Floats
     expected: Floats
 

@@ -102,9 +102,7 @@ def write_golden(folder: Path, oracle: LiveOracle, subject: Subject) -> None:
         stop_ids=oracle.stop_ids,
         stop_strings=oracle.stop_strings,
         prompts=tuple(
-            GoldenPrompt(
-                question=text, images=n, ids=tuple(oracle.reference.prompt_ids(text, n))
-            )
+            GoldenPrompt(question=text, images=n, ids=tuple(oracle.reference.prompt_ids(text, n)))
             for text, n in prompts
         ),
         samples=tuple(samples),
@@ -211,6 +209,7 @@ class GoldenOracle:
         return [
             TowerCase(
                 name=sample.picture,
+                picture=self._picture(sample),
                 pixels=self._values[f"pixels-{at}"],
                 expected=self._values[f"embeds-{at}"],
             )

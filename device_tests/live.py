@@ -44,8 +44,18 @@ class Effort:
     """Whether the original finishes the answers in which it left the export's."""
 
 
-SMALL = Effort(towers=16, sequences=48, controls=24, answer_tokens=24, goes_on=True)
-LARGE = Effort(towers=3, sequences=3, controls=3, answer_tokens=12, goes_on=False)
+_EFFORTS = (
+    (20_000_000, Effort(towers=16, sequences=48, controls=24, answer_tokens=24, goes_on=True)),
+    (300_000_000, Effort(towers=6, sequences=12, controls=8, answer_tokens=24, goes_on=True)),
+    (None, Effort(towers=3, sequences=3, controls=3, answer_tokens=12, goes_on=False)),
+)
+"""By parameters of the decoder's layers: a thousand tokens through 1.4 billion of them take a
+minute on two cores."""
+
+
+def effort_for(parameters: int) -> Effort:
+    """What a decoder of that size is worth measuring."""
+    return next(e for limit, e in _EFFORTS if limit is None or parameters < limit)
 
 
 class LiveOracle:
@@ -57,7 +67,7 @@ class LiveOracle:
         """Nothing runs before it is asked for."""
         self.reference = reference
         self.samples = samples
-        self.effort = SMALL if reference.resident else LARGE
+        self.effort = effort_for(reference.parameters)
         self.title = reference.title
         self.samples_title = f"{samples.source}, {len(samples.questions)} questions"
         self.trained = samples.answered
@@ -114,8 +124,15 @@ class LiveOracle:
             *self.reference.embed(np.concatenate(list(made_pixels.values()))),
         )
         return [
-            TowerCase(name=name, pixels=values, expected=expected)
-            for (name, values), expected in zip({**pixels, **made_pixels}.items(), embeds, strict=True)
+            TowerCase(
+                name=name,
+                picture=self.samples.pictures.get(name),
+                pixels=values,
+                expected=expected,
+            )
+            for (name, values), expected in zip(
+                {**pixels, **made_pixels}.items(), embeds, strict=True
+            )
         ]
 
     def embeds(self, pictures: Sequence[Picture]) -> list[Floats]:

@@ -12,7 +12,7 @@ from mllm_export.checkpoint import Checkpoint
 from mllm_export.device_tests.cases import Oracle
 from mllm_export.device_tests.check import CHECKS, Context, StoredFiles
 from mllm_export.device_tests.golden import GoldenOracle, write_golden
-from mllm_export.device_tests.live import LiveOracle
+from mllm_export.device_tests.live import LiveOracle, effort_for
 from mllm_export.device_tests.profile import KINDS, Limits, load_profile
 from mllm_export.device_tests.reference import REFERENCES
 from mllm_export.device_tests.samples import (
@@ -29,8 +29,8 @@ from mllm_export.plan import Plan
 from mllm_export.progress import Progress, Step, silent
 from mllm_export.report import RUNGS, ArtifactSize, Report, Rung
 
-_GENERIC_SMALL, _GENERIC_LARGE = 16, 3
-"""Drawn scenes for a model without questions of its own."""
+_GENERIC_SCENES = 16
+"""The most that are drawn for a model without questions of its own."""
 
 
 def check(
@@ -90,7 +90,8 @@ def _oracle(
     if evaluation is not None:
         samples = read_evaluation(evaluation)
     else:
-        samples = generic_samples(_GENERIC_SMALL if reference.resident else _GENERIC_LARGE)
+        sequences = effort_for(reference.parameters).sequences
+        samples = generic_samples(min(sequences, _GENERIC_SCENES))
     return LiveOracle(reference, samples, manifest.context_tokens, progress)
 
 

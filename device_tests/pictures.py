@@ -72,7 +72,9 @@ def scenes(count: int, side: int = 336) -> Iterator[Picture]:
         yield _stored(f"scene {number}", picture, "PNG")
 
 
-def _draw_shape(pen: ImageDraw.ImageDraw, rng: np.random.Generator, width: int, height: int) -> None:
+def _draw_shape(
+    pen: ImageDraw.ImageDraw, rng: np.random.Generator, width: int, height: int
+) -> None:
     x, y = int(rng.integers(0, width * 3 // 4)), int(rng.integers(0, height * 3 // 4))
     size = int(rng.integers(width // 8, width // 3))
     red, green, blue = (int(value) for value in rng.integers(0, 256, 3))

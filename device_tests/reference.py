@@ -41,7 +41,9 @@ class Reference(Protocol):
     title: str
     """What it is made of, for the report."""
     resident: bool
-    """True: small enough that another forward pass is cheap."""
+    """True: its weights stay in memory, so that another forward pass reads nothing."""
+    parameters: int
+    """Of the decoder's layers: what a forward pass costs for each token."""
     bos_id: int
     stop_ids: tuple[int, ...]
     stop_strings: tuple[str, ...]

@@ -41,9 +41,7 @@ class Turn:
     def forced(self) -> Forced:
         """A row for each token of answer and continuation: the choice made in its place."""
         follow = self.tokens + self.continuation
-        return Forced(
-            ids=self.asked.ids + follow[:-1], images=self.asked.images, rows=len(follow)
-        )
+        return Forced(ids=self.asked.ids + follow[:-1], images=self.asked.images, rows=len(follow))
 
     def logit_case(self, rows: Floats) -> LogitCase:
         """The whole sequence with the original's logits."""
@@ -89,7 +87,9 @@ def run_turns(
     return Passed(logits=logits, answers=answers)
 
 
-def continuation_ids(reference: Reference, questions: Sequence[Question], at: int) -> tuple[int, ...]:
+def continuation_ids(
+    reference: Reference, questions: Sequence[Question], at: int
+) -> tuple[int, ...]:
     """A further turn of the conversation, with the next question of the list."""
     following = questions[(at + 1) % len(questions)]
     answer = following.answers[0] if following.answers else _PLAIN_ANSWER

@@ -10,6 +10,7 @@ from mllm_export.device_tests.parity import check
 from mllm_export.plan import Plan
 from mllm_export.progress import Progress
 from mllm_export.report import Report
+from mllm_export.runtimes.opening import is_small
 
 Source = tuple[Path, Path | str | None]
 """Where a checkpoint is: its folder, and what --vision-tower said."""
@@ -26,8 +27,14 @@ def check_stage(
     progress: Progress,
 ) -> Report:
     """`parity.check` on what can be sent to another process; `golden` writes golden files too."""
+    bundle = Bundle(folder, manifest)
+    if source is not None and is_small(bundle.path("decoder")):
+        import torch
+
+        # Threads of a small model wait for each other longer than they compute.
+        torch.set_num_threads(1)
     return check(
-        Bundle(folder, manifest),
+        bundle,
         None if source is None else Checkpoint(*source),
         plan=plan,
         evaluation=evaluation,

@@ -26,8 +26,13 @@ _INT8_BITS = 8.5
 class Stored(Protocol):
     """One tensor as a file holds it."""
 
-    scheme: str
-    shape: tuple[int, ...]
+    @property
+    def scheme(self) -> str:
+        """How it is stored: ggml's word, f32 or w8a8."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Row-major, as stored."""
 
     def values(self, start: int, stop: int) -> Floats:
         """Rows start..stop, dequantized."""

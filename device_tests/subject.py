@@ -106,15 +106,15 @@ class Subject:
 def open_subject(bundle: Bundle, threads: int | None = None) -> Subject:
     """The bundle through the device's own runtime; works before its manifest is written."""
     from mllm_export.runtimes.engines import DECODER_ENGINES, VISION_ENGINES
-    from mllm_export.runtimes.opening import usable_cores
+    from mllm_export.runtimes.opening import is_small, usable_cores
     from mllm_export.runtimes.session import Session
 
     manifest = bundle.manifest
     cores = threads or usable_cores()
+    path = bundle.path("decoder")
+    alone = threads is None and is_small(path)
     decoder = DECODER_ENGINES[manifest.decoder_engine].open(
-        bundle.path("decoder"), manifest.model, manifest.context_tokens, cores
+        path, manifest.model, manifest.context_tokens, 1 if alone else cores
     )
-    tower = VISION_ENGINES[manifest.vision_engine].open(
-        bundle.path("tower"), manifest.model, cores
-    )
+    tower = VISION_ENGINES[manifest.vision_engine].open(bundle.path("tower"), manifest.model, cores)
     return Subject(Session(bundle, tower, decoder))

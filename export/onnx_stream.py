@@ -197,8 +197,8 @@ def _stored_tensor(path: Path, data: Array, start: int, stop: int) -> OnnxTensor
         if start == stop:
             return np.zeros(shape, dtype)
         # A mapping of its own, gone with the array: its pages count as this process's memory.
-        mapped: Array = np.memmap(path, np.uint8, "r", start, (stop - start,))
-        return mapped.view(dtype).reshape(shape)
+        mapped = np.memmap(path, np.uint8, "r", start, (stop - start,))
+        return np.asarray(mapped.view(dtype).reshape(shape))
 
     return OnnxTensor(name=proto.name, dtype=dtype, shape=shape, read=read)
 

@@ -10,7 +10,7 @@ from mllm_export.export.decoder_plan import general_fields, gguf_tensors
 from mllm_export.export.family import Reading
 from mllm_export.export.parts import DECODERS, TOKENIZERS, Array, GgufField, Reader
 from mllm_export.plan import ArtifactPlan
-from mllm_export.progress import Progress, Step
+from mllm_export.progress import Progress
 
 Source = tuple[Path, Path | str | None]
 """Where a checkpoint is: its folder, and what --vision-tower said."""
@@ -84,5 +84,5 @@ def write_mmproj_stage(source: Source, reading: Reading, path: Path, progress: P
         reading.spec,
         part_reader(checkpoint, reading.weights.part("tower")),
         part_reader(checkpoint, reading.weights.part("projector")),
+        progress,
     )
-    progress(Step(stage="mmproj", item=path.name, done=1, total=1, unit="files"))

@@ -17,9 +17,7 @@ ZERO_POINT = "_zero_point"
 """Endings of what stands for a quantized weight. Source: onnxruntime.quantization, 1.20 on."""
 
 _FLOAT_BYTES = 4
-_CONV_NOTE = (
-    "f32 instead of w8a8: ONNX Runtime's integer convolutions lose more than they save here"
-)
+_CONV_NOTE = "f32 instead of w8a8: convolutions hold few of the weights"
 _EMBEDDING_NOTE = "f32 instead of w8a8: added, not multiplied"
 _VECTOR_NOTE = "f32 instead of w8a8: norms and biases act on float activations"
 

@@ -113,7 +113,9 @@ def _measurements(
     measure = context.limits.measure
     found: list[Measurement] = []
     for name, expected, moved in zip(_CONTROLS, original, export, strict=True):
-        found.append(measure("controls", f"{name} picture: original moves", float(expected), "nats"))
+        found.append(
+            measure("controls", f"{name} picture: original moves", float(expected), "nats")
+        )
         found.append(measure("controls", f"{name} picture: export moves", float(moved), "nats"))
         if expected >= _STILL:
             kept = min(expected, moved) / max(expected, moved)

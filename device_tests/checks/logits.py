@@ -91,9 +91,7 @@ def _distance(case: LogitCase, expected: Floats, made: Floats) -> _Distance:
     )
 
 
-def _engine(
-    context: Context, alone: Sequence[tuple[LogitCase, Floats]]
-) -> list[Measurement]:
+def _engine(context: Context, alone: Sequence[tuple[LogitCase, Floats]]) -> list[Measurement]:
     """Only where weights are quantized: else it is the decoder alone again."""
     live = context.live
     if live is None or decoder_kind(context.stored.decoder) == "f16":

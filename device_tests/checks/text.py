@@ -30,12 +30,16 @@ class Text:
         measurements = [
             measure("text", "exact answers", 1 - len(other) / len(cases)),
             measure("text", "largest gap at the first differing token", max(gaps), "nats"),
-            measure("text", "median gap at the first differing token", float(np.median(gaps)), "nats"),
+            measure(
+                "text", "median gap at the first differing token", float(np.median(gaps)), "nats"
+            ),
         ]
         if other:
             places = [case.greedy.agreed for case in other]
             measurements.append(
-                measure("text", "median place of the first differing token", float(np.median(places)))
+                measure(
+                    "text", "median place of the first differing token", float(np.median(places))
+                )
             )
         other.sort(key=lambda case: -case.greedy.gap)
         return rung_of(

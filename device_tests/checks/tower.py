@@ -10,7 +10,9 @@ import numpy as np
 from mllm_export.device_tests.cases import TowerCase
 from mllm_export.device_tests.check import Context
 from mllm_export.device_tests.distributions import cosines, relative_error
+from mllm_export.device_tests.profile import Kind
 from mllm_export.device_tests.reference import Floats
+from mllm_export.device_tests.thumbnails import thumbnail
 from mllm_export.report import Example, Measurement, Rung, rung_of
 
 _SHOWN = 3
@@ -58,7 +60,7 @@ def _measured(
     pairs = [(case.expected, np.nan_to_num(one)) for case, one in zip(cases, made, strict=True)]
     tokens = np.concatenate([cosines(expected, one) for expected, one in pairs])
     errors = [relative_error(expected, one) for expected, one in pairs]
-    kind = "f16" if of else None
+    kind: Kind | None = "f16" if of else None
     measure = context.limits.measure
     return [
         measure("tower", f"{of}worst-token cosine", float(tokens.min()), kind=kind),
@@ -86,11 +88,17 @@ def _worst(cases: Sequence[TowerCase], made: Sequence[Floats]) -> tuple[Example,
     for case, one in zip(cases, made, strict=True):
         tokens = cosines(case.expected, np.nan_to_num(one))
         at = int(tokens.argmin())
-        found.append((float(tokens[at]), at, case.name))
-    found.sort()
+        found.append((float(tokens[at]), at, case))
+    found.sort(key=lambda one: one[0])
     return tuple(
-        Example(name=name, reference="", export="", note=f"token {at}: cosine {cosine:.6f}")
-        for cosine, at, name in found[:_SHOWN]
+        Example(
+            name=case.name,
+            reference="",
+            export="",
+            note=f"worst token {at}: cosine {cosine:.6f}",
+            image=thumbnail(case.picture) if case.picture else "",
+        )
+        for cosine, at, case in found[:_SHOWN]
     )
 
 

@@ -184,9 +184,7 @@ def _common(stored: Mapping[str, Stored], originals: Mapping[str, Original]) -> 
     return [n for n in originals if n in stored and stored[n].shape == originals[n].shape]
 
 
-def _by_scheme(
-    context: Context, losses: Mapping[str, tuple[str, Loss]]
-) -> Iterator[Measurement]:
+def _by_scheme(context: Context, losses: Mapping[str, tuple[str, Loss]]) -> Iterator[Measurement]:
     """The worst tensor of every quantized scheme, against the profile's limits for it."""
     grouped: dict[str, list[Loss]] = defaultdict(list)
     for scheme, loss in losses.values():

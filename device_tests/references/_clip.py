@@ -18,7 +18,7 @@ BATCH = 8
 
 
 def clip_config(config: Config) -> CLIPVisionConfig:
-    """transformers' configuration from the tower's published one."""
+    """Transformers' configuration from the tower's published one."""
     found = CLIPVisionConfig(
         hidden_size=config.positive("hidden_size"),
         intermediate_size=config.positive("intermediate_size"),
@@ -75,7 +75,7 @@ class ClipFeatures:
         make_norm = partial(nn.LayerNorm, config.hidden_size, config.layer_norm_eps)
         embed = fill(make_embed, read, "vision_model.embeddings.", dtype)
         norm = fill(make_norm, read, "vision_model.pre_layrnorm.", dtype)
-        batches = list(torch.from_numpy(pixels).to(dtype).split(BATCH))
+        batches = torch.split(torch.from_numpy(pixels).to(dtype), BATCH)
         states = [norm(embed(batch)) for batch in batches]
         for index in range(self._run):
             layer = self._stack.layer(index)

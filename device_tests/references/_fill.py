@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from mllm_export.device_tests.reference import Reader
 from mllm_export.device_tests.pages import drop_pages
+from mllm_export.device_tests.reference import Reader
 
 RESIDENT_BYTES = 1 << 30
 """Layers whose float32 weights fit in this stay filled; larger ones are refilled each pass."""
@@ -81,8 +81,8 @@ class LayerStack:
         self._kept: dict[int, nn.Module] = {}
         self.count = count
         with torch.device("meta"):
-            one = sum(p.numel() for p in make(0).parameters()) * 4
-        self.resident = one * count <= RESIDENT_BYTES
+            self.parameters = count * sum(p.numel() for p in make(0).parameters())
+        self.resident = 4 * self.parameters <= RESIDENT_BYTES
 
     def layer(self, index: int) -> nn.Module:
         """The filled layer; do not keep it across calls."""

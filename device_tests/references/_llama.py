@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from transformers import LlamaConfig
@@ -46,7 +48,7 @@ _KEYS = (
 
 
 def llama_config(plain: dict[str, object]) -> LlamaConfig:
-    """transformers' configuration from a published config.json; its own names only."""
+    """Transformers' configuration from a published config.json; its own names only."""
     known = {key: plain[key] for key in _KEYS if plain.get(key) is not None}
     config = LlamaConfig(**known)
     config._attn_implementation = "sdpa"
@@ -76,6 +78,7 @@ class LlamaRows:
         with torch.device("cpu"):
             self._rotary = LlamaRotaryEmbedding(self.config)
         self.resident = self._stack.resident
+        self.parameters = self._stack.parameters
 
     def _stack_of(self, read: Reader) -> LayerStack:
         config = self.config
@@ -106,13 +109,13 @@ class LlamaRows:
         self, layer: nn.Module, hidden: torch.Tensor, positions: np.ndarray, sees: np.ndarray
     ) -> torch.Tensor:
         placed = torch.from_numpy(positions)[None]
-        out = layer(
+        out: torch.Tensor = layer(
             hidden,
             attention_mask=torch.from_numpy(sees)[None, None],
             position_ids=placed,
             position_embeddings=self._rotary(hidden, placed),
         )
-        return out[0] if isinstance(out, tuple) else out
+        return out
 
     def _head(
         self, read: Reader, rows: list[Row], hidden: list[torch.Tensor], count: int
@@ -130,13 +133,13 @@ class LlamaRows:
         return [one for one in found if one is not None]
 
 
-def _embedded(row: Row, table: np.ndarray) -> torch.Tensor:
+def _embedded(row: Row, table: npt.NDArray[Any]) -> torch.Tensor:
     return torch.cat([_piece(piece, table) for piece in row.pieces])[None]
 
 
-def _piece(piece: Piece, table: np.ndarray) -> torch.Tensor:
+def _piece(piece: Piece, table: npt.NDArray[Any]) -> torch.Tensor:
     ids = np.asarray(piece.ids, np.int64)
-    at_images = np.flatnonzero(ids == IMAGE_ID)
+    at_images = [at for at, one in enumerate(piece.ids) if one == IMAGE_ID]
     parts: list[torch.Tensor] = []
     start = 0
     for at, image in zip(at_images, piece.images, strict=True):

@@ -15,7 +15,7 @@ from torch.nn import functional
 def _to_map(rows: Tensor) -> Tensor:
     """Shapes: [B, g*g, C] -> [B, C, g, g], row by row."""
     side = int(rows.shape[1] ** 0.5 + 0.5)
-    return rows.permute(0, 2, 1).unflatten(2, (side, side))
+    return rows.permute(0, 2, 1).reshape(rows.shape[0], -1, side, side)
 
 
 def _to_rows(grid: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class _InvertedResidual(nn.Module):
         self.skips = stride == 1
 
     def forward(self, grid: Tensor) -> Tensor:
-        changed = self.block(grid)
+        changed: Tensor = self.block(grid)
         return grid + changed if self.skips else changed
 
 
@@ -141,4 +141,4 @@ PROJECTORS: dict[str, type[Ldp] | type[LdpV2] | type[Mlp2] | type[Line]] = {
 @torch.inference_mode()
 def project(module: nn.Module, features: Tensor) -> Tensor:
     """Run a few pictures at a time. Shapes: [B, tokens_in, in] -> f32[B, tokens_out, out]."""
-    return torch.cat([module(part) for part in features.split(8)]).float()
+    return torch.cat([module(part) for part in torch.split(features, 8)]).float()

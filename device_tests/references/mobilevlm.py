@@ -57,6 +57,7 @@ class MobileVlmReference:
         self._decoder = LlamaRows(self._plain, self._config, checkpoint.read, self._dtype)
         self._kind = self._config.text("mm_projector_type")
         self.resident = self._decoder.resident
+        self.parameters = self._decoder.parameters
         self.bos_id = int(self._tokenizer.bos_token_id)
         self.stop_ids = (int(self._tokenizer.eos_token_id),)
         self.stop_strings = (STOP,)
@@ -179,9 +180,7 @@ class MobileVlmReference:
         prefix = TOWER_PREFIX if self._tower_outside else _TOWER_INSIDE
         found: dict[str, Original] = {}
         for name, module in self._tower.modules().items():
-            found |= onnx_originals(
-                module, name, f"tower.{name}", self._read_tower, prefix + name
-            )
+            found |= onnx_originals(module, name, f"tower.{name}", self._read_tower, prefix + name)
         before = self._projector_class.prefix
         return found | onnx_originals(
             self._projector, before, "projector.", self._checkpoint.read, before

@@ -17,7 +17,7 @@ def number(value: float) -> str:
         return "0" if value == 0 else str(value)
     distance = 1 - value
     if 0 < abs(distance) < _NEAR_ONE:
-        sign = "−" if distance > 0 else "+"
+        sign = "-" if distance > 0 else "+"
         return f"1 {sign} {abs(distance):.1e}"
     if value == int(value) and abs(value) < 1e6:
         return str(int(value))

@@ -135,7 +135,8 @@ def _tensors(tensors: Sequence[TensorRow]) -> str:
     lossy.sort(key=lambda tensor: tensor.sqnr_db or 0.0)
     rows = "".join(
         f"<tr><td><code>{escape(tensor.name)}</code></td><td>{escape(tensor.scheme)}</td>"
-        f'<td class="num">{tensor.sqnr_db:.1f} dB</td><td class="why">{escape(tensor.note)}</td></tr>'
+        f'<td class="num">{tensor.sqnr_db:.1f} dB</td>'
+        f'<td class="why">{escape(tensor.note)}</td></tr>'
         for tensor in lossy[:_WORST_TENSORS]
     )
     table = (

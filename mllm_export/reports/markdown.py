@@ -86,7 +86,8 @@ def _sizes(report: Report) -> Iterator[str]:
 
 
 def _code(text: str) -> str:
-    return f"`{_flat(text).replace('`', '´')}`" if text else "(empty)"
+    plain = _flat(text).replace("`", "'")
+    return f"`{plain}`" if text else "(empty)"
 
 
 def _cell(text: str) -> str:

@@ -1,19 +1,31 @@
-"""A tiny original, written once."""
+"""A tiny original, written once, and a context in which everything is as it should be."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from mllm_export.checkpoint import Checkpoint
+from mllm_export.device_tests.check import Context
 from mllm_export.device_tests.references.mobilevlm import MobileVlmReference
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from parity_fakes import FakeSession, context_of, manifest_of
+from tiny_original import write_original
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads() -> None:
+    torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")
 def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
-    from tests.device_tests.original import write_original
-
     folder = tmp_path_factory.mktemp("original") / "checkpoint"
     return folder, write_original(folder)
 
@@ -21,3 +33,16 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
 @pytest.fixture(scope="session")
 def reference(original: tuple[Path, dict]) -> MobileVlmReference:
     return MobileVlmReference(Checkpoint(original[0]))
+
+
+@pytest.fixture(scope="session")
+def make_context(
+    original: tuple[Path, dict], reference: MobileVlmReference
+) -> Callable[..., Context]:
+    """A context of the fake session, or of one with a fault in it."""
+
+    def make(session: FakeSession | None = None, **parts: object) -> Context:
+        used = session or FakeSession(reference)
+        return context_of(reference, used, manifest_of(original[0]), **parts)
+
+    return make

@@ -51,7 +51,9 @@ def write_original(folder: Path, projector: str = "ldpnetv2") -> dict[str, nn.Mo
     state |= {inside + n: v for n, v in tower.state_dict().items() if "position_ids" not in n}
     state |= {PROJECTORS[projector].prefix + n: v for n, v in middle.state_dict().items()}
     folder.mkdir(parents=True)
-    torch.save({n: v.bfloat16().contiguous() for n, v in state.items()}, folder / "pytorch_model.bin")
+    torch.save(
+        {n: v.bfloat16().contiguous() for n, v in state.items()}, folder / "pytorch_model.bin"
+    )
     config = {
         **DECODER, "model_type": "mobilevlm", "architectures": ["MobileLlamaForCausalLM"],
         "mm_projector_type": projector, "mm_hidden_size": 32, "mm_vision_tower": "x/clip-tiny",
