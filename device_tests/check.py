@@ -22,10 +22,12 @@ from mllm_export.report import Rung
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StoredFiles:
-    """Every tensor of the bundle's two files, mapped."""
+    """What the bundle's two files hold; tensors are mapped."""
 
     tower: dict[str, Stored]
     decoder: dict[str, Stored]
+    keys: dict[str, object]
+    """Metadata of the decoder's file."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -41,6 +41,16 @@ class Original:
         return made.reshape(stop - start, *self.shape[1:])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OriginalKey:
+    """A metadata key of the decoder's file, from the published config."""
+
+    key: str
+    value: int | float | str | bool
+    default: int | float | str | bool | None = None
+    """What the engine takes where the key is absent; None: it must be there."""
+
+
 def interleaved_rows(heads: int, head_dim: int) -> npt.NDArray[np.int64]:
     """Published row at each stored row of a query or key weight.
 

@@ -22,7 +22,13 @@ from mllm_export.device_tests.samples import (
     read_evaluation,
     reference_evaluation,
 )
-from mllm_export.device_tests.stored import decoder_kind, read_gguf, read_onnx, tower_kind
+from mllm_export.device_tests.stored import (
+    decoder_kind,
+    read_gguf,
+    read_keys,
+    read_onnx,
+    tower_kind,
+)
 from mllm_export.device_tests.subject import Subject, open_subject
 from mllm_export.errors import CheckError, EngineError, ImageError
 from mllm_export.plan import Plan
@@ -104,7 +110,9 @@ def _context(
     progress: Progress,
 ) -> Context:
     stored = StoredFiles(
-        tower=read_onnx(bundle.path("tower")), decoder=read_gguf(bundle.path("decoder"))
+        tower=read_onnx(bundle.path("tower")),
+        decoder=read_gguf(bundle.path("decoder")),
+        keys=read_keys(bundle.path("decoder")),
     )
     of_tower, of_decoder = tower_kind(stored.tower), decoder_kind(stored.decoder)
     coarsest = KINDS[max(KINDS.index(of_tower), KINDS.index(of_decoder))]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from mllm_export.checkpoint import Checkpoint
-    from mllm_export.device_tests.originals import Original
+    from mllm_export.device_tests.originals import Original, OriginalKey
 
 Floats = npt.NDArray[np.float32]
 Reader = Callable[[str], npt.NDArray[Any]]
@@ -71,6 +71,9 @@ class Reference(Protocol):
 
     def decoder_originals(self) -> dict[str, Original]:
         """Every tensor that the decoder's file must hold, by its name there."""
+
+    def decoder_keys(self) -> tuple[OriginalKey, ...]:
+        """Metadata that the decoder's file must hold."""
 
     def tower_originals(self) -> dict[str, Original]:
         """Every tensor that the tower's file must hold, by its name there."""

@@ -102,6 +102,18 @@ def read_gguf(path: Path) -> dict[str, Stored]:
     }
 
 
+def read_keys(path: Path) -> dict[str, object]:
+    """Metadata of a GGUF file, without its arrays."""
+    import gguf
+
+    fields = gguf.GGUFReader(path).fields
+    return {
+        name: field.contents()
+        for name, field in fields.items()
+        if field.types and field.types[0] != gguf.GGUFValueType.ARRAY
+    }
+
+
 def read_onnx(path: Path) -> dict[str, Stored]:
     """Every initializer of an ONNX file; an 8-bit weight under its float name."""
     from mllm_export.export.onnx_stream import open_onnx

@@ -24,7 +24,10 @@ from mllm_export.report import Example, Measurement, Rung, rung_of
 
 _SHOWN = 3
 _STAGES = ("", "decoder alone: ", "engine alone: ")
-_MEASURES = ("mean KL", "p99 KL", "top-1 agreement", "perplexity ratio")
+_MEASURES = ("mean KL", "p99 KL", "top-1 agreement", "perplexity ratio", "largest KL of few rows")
+
+_FEW_ROWS = 100
+"""Below this a share says nothing: one row that differs would be a hundredth of all."""
 
 Rows = Callable[[LogitCase], Floats]
 
@@ -115,6 +118,8 @@ def _summary(context: Context, stage: str, found: Sequence[_Distance]) -> list[M
     def measure(name: str, value: float, unit: str = "") -> Measurement:
         return context.limits.measure("logits", stage + name, value, unit)
 
+    if kl.size < _FEW_ROWS:
+        return [measure("largest KL of few rows", float(kl.max()), "nats")]
     measured = [
         measure("mean KL", float(kl.mean()), "nats"),
         measure("p99 KL", float(np.quantile(kl, 0.99)), "nats"),

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mllm_export.device_tests.check import NEEDS_ORIGINAL, Context
-from mllm_export.device_tests.originals import Original
+from mllm_export.device_tests.originals import Original, OriginalKey
 from mllm_export.device_tests.reference import Floats
 from mllm_export.device_tests.stored import FLOATS, OnnxInt8, Stored
 from mllm_export.plan import Plan
 from mllm_export.progress import Step
-from mllm_export.report import Measurement, Rung, TensorRow, not_run, rung_of
+from mllm_export.report import Example, Measurement, Rung, TensorRow, not_run, rung_of
 
 _CHUNK_VALUES = 4 << 20
 """Values compared at once: 16 MiB for each side."""
@@ -45,6 +45,7 @@ class Weights:
     """Names, shapes, then values."""
 
     measures = (
+        "keys that are not the config's",
         "tensors missing",
         "tensors that should not be there",
         "tensors of another shape",
@@ -68,6 +69,7 @@ class Weights:
                 one = stored[name]
                 self._tell(context, name, len(losses))
                 losses[name] = one.scheme, loss_of(one, originals[name])
+        wrong_keys = _wrong_keys(context.stored.keys, live.reference.decoder_keys())
         unrounded = sum(loss.unrounded for _, loss in losses.values())
         measure = context.limits.measure
         text = "values that are not the source's, rounded"
@@ -76,10 +78,12 @@ class Weights:
             reference="the checkpoint's own tensors, in the order gguf-py and the authors name",
             samples=len(losses),
             measurements=(
+                measure("weights", "keys that are not the config's", len(wrong_keys)),
                 *names.measurements(context),
                 measure("weights", text, unrounded),
                 *_by_scheme(context, losses),
             ),
+            examples=wrong_keys,
             tensors=_rows(losses, context.plan),
         )
 
@@ -89,6 +93,23 @@ class Weights:
         context.progress(
             Step(stage="check weights", item=name, done=done, total=total, unit="tensors")
         )
+
+
+def _wrong_keys(
+    found: Mapping[str, object], expected: Sequence[OriginalKey]
+) -> tuple[Example, ...]:
+    """Keys that say something else than the config; numbers to float32's precision."""
+    return tuple(
+        Example(name=one.key, reference=str(one.value), export=str(found.get(one.key, "absent")))
+        for one in expected
+        if not _equal(found.get(one.key, one.default), one.value)
+    )
+
+
+def _equal(found: object, expected: object) -> bool:
+    if isinstance(found, int | float) and isinstance(expected, int | float):
+        return math.isclose(found, expected, rel_tol=1e-6)
+    return found == expected
 
 
 class _Names:

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlamaTokenizer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
-from mllm_export.device_tests.originals import Original, interleaved_rows
+from mllm_export.device_tests.originals import Original, OriginalKey, interleaved_rows
 from mllm_export.device_tests.reference import Reader
 from mllm_export.errors import CheckError
 
@@ -75,6 +75,51 @@ def gguf_originals(config: LlamaConfig, read: Reader) -> dict[str, Original]:
             source="config.json: rope_scaling", shape=factors.shape, read=lambda: factors
         )
     return found
+
+
+def gguf_keys(config: LlamaConfig, tokenizer: LlamaTokenizer) -> tuple[OriginalKey, ...]:
+    """Sizes, constants and special ids, as llama.cpp's loader asks for them.
+
+    Source: llama.cpp, src/llama-model.cpp, load_hparams, for what stands for an absent key.
+    """
+    heads, head_dim = config.num_attention_heads, config.head_dim
+    sizes: tuple[tuple[str, int | float, int | float | None], ...] = (
+        ("block_count", config.num_hidden_layers, None),
+        ("context_length", config.max_position_embeddings, None),
+        ("embedding_length", config.hidden_size, None),
+        ("feed_forward_length", config.intermediate_size, None),
+        ("attention.head_count", heads, None),
+        ("attention.head_count_kv", config.num_key_value_heads, heads),
+        ("attention.key_length", head_dim, config.hidden_size // heads),
+        ("attention.value_length", head_dim, config.hidden_size // heads),
+        ("attention.layer_norm_rms_epsilon", config.rms_norm_eps, None),
+        ("rope.dimension_count", head_dim, head_dim),
+        ("rope.freq_base", config.rope_theta, 10000.0),
+        ("vocab_size", config.vocab_size, config.vocab_size),
+    )
+    words: tuple[tuple[str, int | str | bool], ...] = (
+        ("general.architecture", "llama"),
+        ("tokenizer.ggml.model", "llama"),
+        ("tokenizer.ggml.bos_token_id", tokenizer.bos_token_id),
+        ("tokenizer.ggml.eos_token_id", tokenizer.eos_token_id),
+        ("tokenizer.ggml.add_bos_token", tokenizer.add_bos_token),
+    )
+    return (
+        *(OriginalKey(key=f"llama.{key}", value=v, default=d) for key, v, d in sizes),
+        *_scaling_keys(config),
+        *(OriginalKey(key=key, value=value) for key, value in words),
+    )
+
+
+def _scaling_keys(config: LlamaConfig) -> Iterator[OriginalKey]:
+    """Linear scaling is two keys, llama3's a tensor; without scaling no key may say otherwise."""
+    scaling = config.rope_scaling or {}
+    kind = _rope_kind(config) if scaling else "none"
+    if kind == "linear":
+        yield OriginalKey(key="llama.rope.scaling.type", value=kind)
+        yield OriginalKey(key="llama.rope.scaling.factor", value=scaling["factor"])
+    elif kind == "none":
+        yield OriginalKey(key="llama.rope.scaling.factor", value=1.0, default=1.0)
 
 
 def _llama_parameters(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from mllm_export.checkpoint import INSIDE, TOWER_PREFIX, Checkpoint
 from mllm_export.config import Config, read_json_object
-from mllm_export.device_tests.originals import Original
+from mllm_export.device_tests.originals import Original, OriginalKey
 from mllm_export.device_tests.reference import Floats, Forced, Reader
 from mllm_export.errors import CheckError
 
@@ -172,6 +172,12 @@ class MobileVlmReference:
         from mllm_export.device_tests.references._storage import gguf_originals
 
         return gguf_originals(self._decoder.config, self._checkpoint.read)
+
+    def decoder_keys(self) -> tuple[OriginalKey, ...]:
+        """Metadata that the decoder's file must hold."""
+        from mllm_export.device_tests.references._storage import gguf_keys
+
+        return gguf_keys(self._decoder.config, self._tokenizer)
 
     def tower_originals(self) -> dict[str, Original]:
         """Every tensor of the tower's file, by name in ONNX."""

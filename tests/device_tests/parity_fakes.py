@@ -92,7 +92,7 @@ def context_of(
         subject=Subject(session),
         oracle=oracle,
         limits=Limits(load_profile("default"), "f16", "f16", oracle.trained),
-        stored=stored or StoredFiles(tower={}, decoder={}),
+        stored=stored or StoredFiles(tower={}, decoder={}, keys={}),
     )
 
 
@@ -100,6 +100,7 @@ def honest_files(reference: Reference) -> StoredFiles:
     return StoredFiles(
         tower=stored_like(reference.tower_originals(), as_gguf=False),
         decoder=stored_like(reference.decoder_originals(), as_gguf=True),
+        keys={one.key: one.value for one in reference.decoder_keys()},
     )
 
 

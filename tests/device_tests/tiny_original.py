@@ -41,11 +41,13 @@ def loud(module: nn.Module, seed: int) -> nn.Module:
     return module.eval()
 
 
-def write_original(folder: Path, projector: str = "ldpnetv2") -> dict[str, nn.Module]:
+def write_original(
+    folder: Path, projector: str = "ldpnetv2", seed: int = 1
+) -> dict[str, nn.Module]:
     """Write checkpoint `folder` and its tower's folder; returns the whole modules."""
-    tower = loud(CLIPVisionModel(CLIPVisionConfig(**TOWER)), 1)
-    decoder = loud(LlamaForCausalLM(LlamaConfig(**DECODER)), 2)
-    middle = loud(PROJECTORS[projector](32, 64), 3)
+    tower = loud(CLIPVisionModel(CLIPVisionConfig(**TOWER)), seed)
+    decoder = loud(LlamaForCausalLM(LlamaConfig(**DECODER)), seed + 1)
+    middle = loud(PROJECTORS[projector](32, 64), seed + 2)
     state = {**decoder.state_dict()}
     inside = "model.vision_tower.vision_tower."
     state |= {inside + n: v for n, v in tower.state_dict().items() if "position_ids" not in n}
