@@ -25,7 +25,6 @@ from mllm_export.device_tests.samples import (
 from mllm_export.device_tests.stored import (
     decoder_kind,
     read_gguf,
-    read_keys,
     read_onnx,
     tower_kind,
 )
@@ -109,11 +108,8 @@ def _context(
     float_tower: Path | None,
     progress: Progress,
 ) -> Context:
-    stored = StoredFiles(
-        tower=read_onnx(bundle.path("tower")),
-        decoder=read_gguf(bundle.path("decoder")),
-        keys=read_keys(bundle.path("decoder")),
-    )
+    tensors, keys = read_gguf(bundle.path("decoder"))
+    stored = StoredFiles(tower=read_onnx(bundle.path("tower")), decoder=tensors, keys=keys)
     of_tower, of_decoder = tower_kind(stored.tower), decoder_kind(stored.decoder)
     coarsest = KINDS[max(KINDS.index(of_tower), KINDS.index(of_decoder))]
     profile = load_profile(bundle.manifest.profile)

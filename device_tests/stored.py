@@ -88,30 +88,25 @@ class OnnxInt8:
         return np.asarray(steps * self.scale, np.float32)
 
 
-def read_gguf(path: Path) -> dict[str, Stored]:
-    """Every tensor of a GGUF file."""
+def read_gguf(path: Path) -> tuple[dict[str, Stored], dict[str, object]]:
+    """Every tensor of a GGUF file, and its metadata without the arrays."""
     import gguf
 
-    return {
+    reader = gguf.GGUFReader(path)
+    tensors: dict[str, Stored] = {
         tensor.name: GgufStored(
             scheme=tensor.tensor_type.name,
             shape=tuple(int(side) for side in reversed(tensor.shape)),
             data=tensor.data,
         )
-        for tensor in gguf.GGUFReader(path).tensors
+        for tensor in reader.tensors
     }
-
-
-def read_keys(path: Path) -> dict[str, object]:
-    """Metadata of a GGUF file, without its arrays."""
-    import gguf
-
-    fields = gguf.GGUFReader(path).fields
-    return {
+    keys = {
         name: field.contents()
-        for name, field in fields.items()
+        for name, field in reader.fields.items()
         if field.types and field.types[0] != gguf.GGUFValueType.ARRAY
     }
+    return tensors, keys
 
 
 def read_onnx(path: Path) -> dict[str, Stored]:

@@ -16,8 +16,8 @@ from mllm_export.device_tests.references import _fill
 from mllm_export.device_tests.references._projectors import PROJECTORS
 from mllm_export.device_tests.references.mobilevlm import MobileVlmReference
 from mllm_export.errors import CheckError
-from mllm_export.export.parts import PROJECTORS as EXPORTED
 from mllm_export.export.part_module import projector_module
+from mllm_export.export.parts import PROJECTORS as EXPORTED
 from mllm_export.spec import IMAGE_ID
 
 SYSTEM = (
