@@ -2,187 +2,158 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from html import escape
+from collections.abc import Iterator
 from importlib.resources import files
 
-from mllm_export.report import Example, Measurement, Report, Rung, TensorRow
-from mllm_export.reports._charts import limit_bar, size_bars, sqnr_chart
+from mllm_export.report import Measurement, Report
+from mllm_export.reports._charts import size_bars
+from mllm_export.reports._details import example_section, tensor_section
+from mllm_export.reports._ladder import ladder_section, ladder_strip
+from mllm_export.reports._markup import NOTHING, Markup, element, group
 from mllm_export.reports.figures import (
-    WORDS,
-    limit_text,
+    MEANING,
+    judged,
     measurement_of,
     number,
-    rung_title,
+    rungs_with,
     size_text,
-    value_text,
     verdict_text,
 )
 
-_WORST_TENSORS = 12
-_PICTURES = ("data:image/jpeg;base64,", "data:image/png;base64,")
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+"""A browser refuses whatever would leave the page."""
 
 
 def to_html(report: Report) -> str:
-    """The whole page; the same report gives the same bytes."""
+    """The whole page, also well-formed XML; the same report gives the same bytes."""
     style = (files("mllm_export.reports") / "report.css").read_text(encoding="utf-8")
-    title = escape(f"Parity of {report.model}, {report.recipe}")
-    body = "\n".join(
-        (
-            _head(report),
-            _ladder(report.rungs),
-            *(_section(rung) for rung in report.rungs),
-            _sizes(report),
-            _foot(report),
-        )
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("title", f"{_word(report)}: parity of {report.model}, {report.recipe}"),
+        element("style", Markup(f"\n{style}")),
     )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    sections = (
+        _header(report),
+        ladder_section(report),
+        *(tensor_section(rung) for rung in report.rungs),
+        example_section(report),
+        _sizes(report),
+        _origin(report),
+    )
+    body = element("body", element("main", *(Markup(f"\n{one}") for one in sections if one)))
+    return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
+
+
+def _word(report: Report) -> str:
+    if report.passed:
+        return "Passed"
+    return "Failed" if report.first_failure else "Not passed"
+
+
+def _header(report: Report) -> Markup:
+    facts = (
+        ("family", report.family),
+        ("target", report.target),
+        ("recipe", report.recipe),
+        ("limits", f"profile {report.profile}"),
+    )
+    kind = "passed" if report.passed else "failed" if report.first_failure else "not_run"
+    return element(
+        "header",
+        element("p", "Parity report", class_="eyebrow"),
+        element("h1", report.model),
+        element(
+            "p",
+            *(element("span", element("small", f"{name} "), text) for name, text in facts),
+            class_="facts-line",
+        ),
+        element(
+            "div",
+            element("p", verdict_text(report), class_="sentence"),
+            _hint(report),
+            _not_run(report),
+            class_=f"verdict {kind}",
+        ),
+        element("p", MEANING, class_="soft"),
+        _cards(report),
+        ladder_strip(report.rungs),
     )
 
 
-def _head(report: Report) -> str:
-    kind = "passed" if report.passed else "failed"
-    facts = f"{report.family} · recipe {report.recipe} · target {report.target}"
-    cards = "".join(
-        f'<div class="card"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
+def _hint(report: Report) -> Markup:
+    if not report.first_failure:
+        return NOTHING
+    text = "Start there: what the rungs after it found may follow from it."
+    return element("p", text)
+
+
+def _not_run(report: Report) -> Markup:
+    rows = [
+        element("li", element("b", rung.name), f": {rung.reason or 'no reason was recorded'}")
+        for rung in rungs_with(report, "not_run")
+    ]
+    if not rows:
+        return NOTHING
+    return group((element("p", "Not run, so neither passed nor failed:"), element("ul", *rows)))
+
+
+def _cards(report: Report) -> Markup:
+    cards = [
+        element("div", element("b", value), element("span", label), class_="card")
         for value, label in _key_figures(report)
-    )
-    return (
-        f'<header><h1>{escape(report.model)}</h1><p class="soft">{escape(facts)}</p>'
-        f'<p class="verdict {kind}">{escape(verdict_text(report))}</p>'
-        f'<div class="cards">{cards}</div></header>'
-    )
+    ]
+    return element("div", *cards, class_="cards") if cards else NOTHING
 
 
 def _key_figures(report: Report) -> Iterator[tuple[str, str]]:
     """What somebody who reads one line wants to know."""
+    held = [m for rung in report.rungs for m in judged(rung)]
+    if held:
+        kept = sum(m.passed is True for m in held)
+        yield f"{kept} of {len(held)}", "limits kept"
     before = measurement_of(report, "task", "accuracy of the original")
     after = measurement_of(report, "task", "accuracy of the export")
     if before and after:
-        yield f"{before.value:.1f} → {after.value:.1f} %", "accuracy, original to export"
+        yield f"{before.value:.1f}\u00a0→ {after.value:.1f}\u00a0%", "accuracy, original to export"
     for rung, name, label in (
-        ("tower", "worst-token cosine", "worst image token, cosine"),
-        ("logits", "mean KL", "mean KL divergence, nats"),
-        ("logits", "top-1 agreement", "same likeliest token"),
+        ("tower", "worst-token cosine", "cosine of the worst image token"),
+        ("logits", "top-1 agreement", "same likeliest next token"),
     ):
         found = measurement_of(report, rung, name)
         if found:
-            share = f"{found.value:.2%}" if name == "top-1 agreement" else number(found.value)
-            yield share, label
+            yield _card_value(found), label
     if report.sizes:
-        yield size_text(sum(size.size_bytes for size in report.sizes)), "bundle"
+        yield size_text(sum(size.size_bytes for size in report.sizes)), "bundle on disk"
 
 
-def _ladder(rungs: Sequence[Rung]) -> str:
-    rows = "".join(
-        f'<tr><td><a href="#{rung.name}"><code>{rung.name}</code></a></td>'
-        f"<td>{escape(rung_title(rung))}</td><td>{_badge(rung)}</td>"
-        f'<td class="num">{rung.samples or ""}</td><td class="num">{rung.seconds:.1f} s</td></tr>'
-        for rung in rungs
-    )
+def _card_value(m: Measurement) -> str:
     return (
-        "<section><h2>The ladder</h2><table><tr><th>rung</th><th>compares</th><th>verdict</th>"
-        f'<th class="num">samples</th><th class="num">time</th></tr>{rows}</table></section>'
+        f"{m.value:.2%}".replace("%", "\u00a0%")
+        if "agreement" in m.name
+        else number(m.value, m.limit)
     )
 
 
-def _badge(rung: Rung) -> str:
-    return f'<span class="badge {rung.status}">{WORDS[rung.status]}</span>'
-
-
-def _section(rung: Rung) -> str:
-    parts = [
-        f'<section id="{rung.name}"><h2>{escape(rung_title(rung))} {_badge(rung)}</h2>',
-        f"<p>{escape(rung.reason)}</p>" if rung.reason else "",
-        f'<p class="soft">Against {escape(rung.reference)}.</p>' if rung.reference else "",
-        _measurements(rung.measurements),
-        _tensors(rung.tensors),
-        _examples(rung.examples),
-        "</section>",
-    ]
-    return "".join(parts)
-
-
-def _measurements(measurements: Sequence[Measurement]) -> str:
-    if not measurements:
-        return ""
-    rows = "".join(_measurement(measurement) for measurement in measurements)
-    return (
-        '<table><tr><th>measurement</th><th class="num">value</th><th class="num">limit</th>'
-        f"<th>used</th><th>where the limit comes from</th></tr>{rows}</table>"
-    )
-
-
-def _measurement(measurement: Measurement) -> str:
-    kind = {None: "info", False: "broken", True: ""}[measurement.passed]
-    return (
-        f'<tr class="{kind}"><td>{escape(measurement.name)}</td>'
-        f'<td class="num">{escape(value_text(measurement))}</td>'
-        f'<td class="num">{escape(limit_text(measurement))}</td>'
-        f'<td class="plot">{limit_bar(measurement)}</td>'
-        f'<td class="why">{escape(measurement.limit_from)}</td></tr>'
-    )
-
-
-def _tensors(tensors: Sequence[TensorRow]) -> str:
-    if not tensors:
-        return ""
-    lossy = [tensor for tensor in tensors if tensor.sqnr_db is not None]
-    lossy.sort(key=lambda tensor: tensor.sqnr_db or 0.0)
-    rows = "".join(
-        f"<tr><td><code>{escape(tensor.name)}</code></td><td>{escape(tensor.scheme)}</td>"
-        f'<td class="num">{tensor.sqnr_db:.1f} dB</td>'
-        f'<td class="why">{escape(tensor.note)}</td></tr>'
-        for tensor in lossy[:_WORST_TENSORS]
-    )
-    table = (
-        '<table><tr><th>tensors that lost most</th><th>scheme</th><th class="num">SQNR</th>'
-        f"<th>note</th></tr>{rows}</table>"
-        if rows
-        else ""
-    )
-    equal = len(tensors) - len(lossy)
-    told = f'<p class="soft">{equal} of {len(tensors)} tensors hold their source exactly.</p>'
-    return f"<br>{sqnr_chart(tensors)}{told}{table}"
-
-
-def _examples(examples: Sequence[Example]) -> str:
-    if not examples:
-        return ""
-    return f'<br><div class="examples">{"".join(_example(one) for one in examples)}</div>'
-
-
-def _example(example: Example) -> str:
-    # Only pictures held in the page itself: a report must not fetch anything.
-    is_inline = example.image.startswith(_PICTURES)
-    picture = f'<img alt="" src="{escape(example.image)}">' if is_inline else ""
-    sides = (
-        f"<dl><dt>original</dt><dd>{escape(example.reference) or '(empty)'}</dd>"
-        f"<dt>export</dt><dd>{escape(example.export) or '(empty)'}</dd></dl>"
-        if example.reference or example.export
-        else ""
-    )
-    return (
-        f'<div class="example">{picture}<div><b>{escape(example.name)}</b>{sides}'
-        f"<small>{escape(example.note)}</small></div></div>"
-    )
-
-
-def _sizes(report: Report) -> str:
+def _sizes(report: Report) -> Markup:
     if not report.sizes:
-        return ""
-    return f"<section><h2>Sizes</h2>{size_bars(report.sizes)}</section>"
+        return NOTHING
+    return element("section", element("h2", "Files"), size_bars(report.sizes))
 
 
-def _foot(report: Report) -> str:
-    notes = "".join(f"<p>{escape(note)}</p>" for note in report.notes)
-    tools = ", ".join(f"{name} {version}" for name, version in report.tools)
-    return (
-        f"<footer>{notes}<p>Limits from profile <code>{escape(report.profile)}</code>; a bar is "
-        "full at its tick when the limit is used up.</p>"
-        f"<p>{escape(tools)}</p></footer>"
+def _origin(report: Report) -> Markup:
+    notes = [element("li", note) for note in report.notes]
+    tools = [
+        element("div", element("dt", name), element("dd", version))
+        for name, version in report.tools
+    ]
+    if not notes and not tools:
+        return NOTHING
+    return element(
+        "section",
+        element("h2", "How this was measured"),
+        element("ul", *notes) if notes else NOTHING,
+        element("dl", *tools, class_="tools") if tools else NOTHING,
     )

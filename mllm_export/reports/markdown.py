@@ -1,99 +1,133 @@
-"""The report as Markdown: for pull requests and terminals."""
+"""The report as Markdown, for a pull request."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from mllm_export.report import Example, Measurement, Report, Rung
 from mllm_export.reports.figures import (
     WORDS,
+    absent_rungs,
     limit_text,
     rung_title,
+    seconds_text,
     size_text,
     value_text,
     verdict_text,
+    visible,
 )
 
-_WORST_TENSORS = 8
+_SPECIAL = re.compile(r"[\\`*_\[\]|~$]")
+"""Each means something to Markdown or to GitHub's additions, wherever it stands."""
+
+_FIRST = re.compile(r"^(?:[#=]|[+-](?=[ -]|$)|\d+(?=[.)](?: |$)))")
+"""These mean something where a line or a list item begins."""
+
+_FILES_SHOWN = 12
 
 
 def to_markdown(report: Report) -> str:
-    """The whole report; the same report gives the same text."""
+    """The summary; the same report gives the same text."""
     lines = [
-        f"# Parity of {_cell(report.model)}",
+        f"## Parity of {_text(report.model)}",
         "",
-        f"**{_cell(verdict_text(report))}**",
+        f"**{_text(verdict_text(report))}**",
         "",
-        f"Family {_cell(report.family)}, recipe {_cell(report.recipe)}, "
-        f"target {_cell(report.target)}, limits of profile {_cell(report.profile)}.",
+        f"Family {_text(report.family)}, recipe {_text(report.recipe)}, target "
+        f"{_text(report.target)}, limits of profile {_text(report.profile)}.",
         "",
         "| rung | verdict | samples | measurement | value | limit |",
         "| --- | --- | ---: | --- | ---: | ---: |",
     ]
     for rung in report.rungs:
         lines.extend(_rows(rung))
+    absent = absent_rungs(report)
+    if absent:
+        lines += ["", f"Not part of this check: {', '.join(absent)}."]
     for rung in report.rungs:
-        lines.extend(_section(rung))
+        if rung.status == "failed":
+            lines.extend(_failure(rung))
     lines.extend(_sizes(report))
-    lines.extend(["", *(f"- {_cell(note)}" for note in report.notes)])
+    if report.notes:
+        lines += ["", *(f"- {_text(note)}" for note in report.notes)]
+    if report.tools:
+        tools = ", ".join(f"{name} {version}" for name, version in report.tools)
+        lines += ["", f"Made with {_text(tools)}."]
     return "\n".join(lines) + "\n"
 
 
 def _rows(rung: Rung) -> Iterator[str]:
-    head = f"| {rung.name} | {WORDS[rung.status]} | {rung.samples or ''} |"
+    word = WORDS[rung.status]
+    verdict = f"**{word}**" if rung.status == "failed" else word
+    head = f"| {_text(rung.name)} | {verdict} | {rung.samples or ''} |"
     if not rung.measurements:
-        yield f"{head} {_cell(rung.reason)} | | |"
-    for at, measurement in enumerate(rung.measurements):
-        yield f"{head if not at else '| | | |'} {_measured(measurement)} |"
+        yield f"{head} {_text(rung.reason)} | | |"
+    for at, m in enumerate(rung.measurements):
+        yield f"{'| | | |' if at else head} {_measured(m)} |"
 
 
-def _measured(measurement: Measurement) -> str:
-    broken = measurement.passed is False
-    value = value_text(measurement)
-    shown = f"**{value}**" if broken else value
-    return f"{_cell(measurement.name)} | {shown} | {limit_text(measurement)}"
+def _measured(m: Measurement) -> str:
+    name, value = _text(m.name), _text(f"{value_text(m)} {m.unit}")
+    if m.passed is False:
+        name, value = f"**{name}**", f"**{value}**"
+    return f"{name} | {value} | {limit_text(m)}"
 
 
-def _section(rung: Rung) -> Iterator[str]:
-    worst = [tensor for tensor in rung.tensors if tensor.sqnr_db is not None]
-    worst.sort(key=lambda tensor: tensor.sqnr_db or 0.0)
-    if rung.status != "failed" and not rung.examples and not worst:
-        return
-    yield from ("", f"## {_cell(rung_title(rung))}", "")
-    if rung.status == "failed":
-        yield from (f"Failed: {_cell(rung.reason)}", "")
+def _failure(rung: Rung) -> Iterator[str]:
+    """What a reader needs to find the fault."""
+    yield from ("", f"### {_text(rung.name)} failed", "")
+    about = rung_title(rung)
+    against = f"against {rung.reference}" if rung.reference else ""
+    took = seconds_text(rung.seconds) if rung.seconds else ""
+    yield _text("; ".join(filter(None, (about, against, took)))) or "No reference was named."
+    yield ""
+    broken = [m for m in rung.measurements if m.passed is False]
+    for m in broken:
+        where = f": {_text(m.limit_from)}" if m.limit_from else ""
+        value = _text(f"{value_text(m)} {m.unit}")
+        yield f"- **{_text(m.name)}** {value}, limit {limit_text(m)}{where}"
+    if not broken:
+        yield f"- {_text(rung.reason) or 'no reason was recorded'}"
     for example in rung.examples:
         yield _example(example)
-    if worst:
-        yield from ("| tensor | scheme | SQNR, dB |", "| --- | --- | ---: |")
-        for tensor in worst[:_WORST_TENSORS]:
-            yield f"| {_cell(tensor.name)} | {_cell(tensor.scheme)} | {tensor.sqnr_db:.1f} |"
 
 
 def _example(example: Example) -> str:
-    sides = f": original {_code(example.reference)}, export {_code(example.export)}"
-    has_sides = example.reference or example.export
-    note = f" ({_cell(example.note)})" if example.note else ""
-    return f"- {_cell(example.name)}{sides if has_sides else ''}{note}"
+    sides = f": original {_answer(example.reference)}, export {_answer(example.export)}"
+    shown = sides if example.reference or example.export else ""
+    note = f" ({_text(example.note)})" if example.note else ""
+    return f"- {_text(example.name)}{shown}{note}"
+
+
+def _answer(text: str) -> str:
+    return f'"{_text(text)}"' if text.strip() else "(empty)"
 
 
 def _sizes(report: Report) -> Iterator[str]:
     if not report.sizes:
         return
-    yield from ("", "## Sizes", "", "| file | size |", "| --- | ---: |")
-    for size in report.sizes:
-        yield f"| {_cell(size.path)} | {size_text(size.size_bytes)} |"
+    ordered = sorted(report.sizes, key=lambda size: (-size.size_bytes, size.path))
+    yield from ("", "| file | size |", "| --- | ---: |")
+    for size in ordered[:_FILES_SHOWN]:
+        yield f"| {_text(size.path)} | {size_text(size.size_bytes)} |"
+    rest = ordered[_FILES_SHOWN:]
+    if rest:
+        total = size_text(sum(size.size_bytes for size in rest))
+        yield f"| {len(rest)} smaller | {total} |"
+    total = size_text(sum(size.size_bytes for size in ordered))
+    yield f"| **together** | **{total}** |"
 
 
-def _code(text: str) -> str:
-    plain = _flat(text).replace("`", "'")
-    return f"`{plain}`" if text else "(empty)"
+def _text(text: str) -> str:
+    """Text on one line that Markdown shows as it is."""
+    flat = " ".join(visible(text).split())
+    safe = _SPECIAL.sub(r"\\\g<0>", flat.replace("&", "&amp;")).replace("<", "&lt;")
+    safe = _FIRST.sub(_escaped_first, safe)
+    # Neither a name behind an @ nor an address may become a link.
+    return safe.replace(">", "&gt;").replace("@", "@\u2060").replace("://", ":\u2060//")
 
 
-def _cell(text: str) -> str:
-    """Text that can end neither a table's cell nor its row, nor begin a tag."""
-    return _flat(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-
-
-def _flat(text: str) -> str:
-    return " ".join(text.split())
+def _escaped_first(found: re.Match[str]) -> str:
+    text = found[0]
+    return f"{text}\\" if text[0].isdigit() else f"\\{text}"
