@@ -33,10 +33,7 @@ class Config:
 
     def integer(self, key: str, default: int | _Required = REQUIRED) -> int:
         """A whole number."""
-        value = self._get(key, int, default)
-        if isinstance(value, bool):
-            raise self._wrong(key, value, "a whole number")
-        return value
+        return self._get(key, (int,), "a whole number", default)
 
     def positive(self, key: str, default: int | _Required = REQUIRED) -> int:
         """A whole number of at least 1: every size of a model is one."""
@@ -47,25 +44,25 @@ class Config:
 
     def number(self, key: str, default: float | _Required = REQUIRED) -> float:
         """A number."""
-        return float(self._get(key, (int, float), default))
+        return float(self._get(key, (int, float), "a number", default))
 
     def text(self, key: str, default: str | _Required = REQUIRED) -> str:
         """A string."""
-        return self._get(key, str, default)
+        return self._get(key, (str,), "text", default)
 
     def flag(self, key: str, default: bool | _Required = REQUIRED) -> bool:
         """True or false."""
-        return self._get(key, bool, default)
+        return self._get(key, (bool,), "true or false", default)
 
     def numbers(self, key: str) -> tuple[float, ...]:
         """A list of numbers."""
-        return tuple(float(value) for value in self._get(key, list, REQUIRED))
+        return tuple(float(value) for value in self._get(key, (list,), "a list", REQUIRED))
 
     def section(self, key: str) -> Config:
         """A nested object."""
-        return Config(self._get(key, dict, REQUIRED), f"{self.file}: {key}")
+        return Config(self._get(key, (dict,), "an object", REQUIRED), f"{self.file}: {key}")
 
-    def _get(self, key: str, kind: type[T] | tuple[type, ...], default: T | _Required) -> T:
+    def _get(self, key: str, kinds: tuple[type[T], ...], needed: str, default: T | _Required) -> T:
         value = self._data.get(key)
         if value is None:
             if isinstance(default, _Required):
@@ -73,8 +70,10 @@ class Config:
                     f"{self.file}: key '{key}' is missing; it must be in the published config"
                 )
             return default
-        if not isinstance(value, kind):
-            raise self._wrong(key, value, str(getattr(kind, "__name__", "a number")))
+        # To Python, true and false are whole numbers too.
+        is_flag_for_number = isinstance(value, bool) and bool not in kinds
+        if is_flag_for_number or not isinstance(value, kinds):
+            raise self._wrong(key, value, needed)
         return value
 
     def _wrong(self, key: str, value: object, needed: str) -> CheckpointError:
