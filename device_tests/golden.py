@@ -80,6 +80,7 @@ def write_golden(folder: Path, oracle: LiveOracle, subject: Subject) -> None:
     """Record a few samples of the original in a new folder."""
     folder.mkdir()
     chosen = _chosen(oracle, subject)
+    subject.rest()
     values: dict[str, Floats] = {}
     samples: list[GoldenSample] = []
     forced = [_forced(oracle, case) for case in chosen]

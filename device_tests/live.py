@@ -155,6 +155,7 @@ class LiveOracle:
     def _run(self, subject: Subject) -> Passed:
         if self._passed is None:
             turns = self._turns(subject)
+            subject.rest()
             self._tell("decoder of the original", len(turns), "sequences")
             effort = self.effort
             passed = run_turns(self.reference, turns, effort.answer_tokens, effort.goes_on)
@@ -165,7 +166,9 @@ class LiveOracle:
     def _turns(self, subject: Subject) -> list[Turn]:
         """A turn for each question, then one without a picture and one with two."""
         questions = self.samples.questions
-        self.embeds([picture for one in questions for picture in self.samples.of(one)])
+        pictures = [picture for one in questions for picture in self.samples.of(one)]
+        self.embeds(pictures)
+        subject.prepare(pictures)
         measured = set(spread(len(questions), self.effort.sequences))
         turns = [
             self._turn(subject, at, question, at in measured)

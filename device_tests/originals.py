@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mllm_export.device_tests.pages import drop_pages
 from mllm_export.device_tests.reference import Floats
 
 Array = npt.NDArray[Any]
@@ -36,9 +35,7 @@ class Original:
         if self.transposed:
             view = view.reshape(view.shape[:2]).T
         taken = view[start:stop] if self.rows is None else view[self.rows[start:stop]]
-        made = np.array(taken, np.float32)
-        drop_pages(view)
-        return made.reshape(stop - start, *self.shape[1:])
+        return np.array(taken, np.float32).reshape(stop - start, *self.shape[1:])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

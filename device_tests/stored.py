@@ -12,12 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from mllm_export.device_tests.originals import Original
-from mllm_export.device_tests.pages import drop_pages
 from mllm_export.device_tests.profile import Kind
 from mllm_export.device_tests.reference import Floats, Reader
+from mllm_export.pages import forget_pages
 
 FLOATS = ("F32", "F16", "BF16", "f32")
 """Schemes whose values are the source's, rounded."""
+
+_PIECE_ROWS = 1024
 
 _INT8_BITS = 8.5
 """Bits per weight of Q8_0, the largest of the 8-bit schemes; below 8 counts as 4-bit here."""
@@ -55,7 +57,8 @@ class GgufStored:
         kind = gguf.GGMLQuantizationType[self.scheme]
         made = np.asarray(gguf.quants.dequantize(taken, kind), np.float32)
         made = made.reshape(stop - start, *self.shape[1:])
-        drop_pages(taken)
+        if isinstance(taken, np.memmap):
+            forget_pages(taken.ctypes.data, taken.nbytes)
         return made
 
 
@@ -155,13 +158,14 @@ def as_published(stored: Mapping[str, Stored], originals: Mapping[str, Original]
 
     def read(source: str) -> npt.NDArray[Any]:
         name = by_source[source]
-        values = stored[name].values(0, stored[name].shape[0])
-        rows = originals[name].rows
-        if rows is None:
-            return values
-        back = np.empty_like(values)
-        back[rows] = values
-        return back
+        shape, rows = stored[name].shape, originals[name].rows
+        values = np.empty(shape, np.float32)
+        # A piece at a time: dequantizing holds several copies of what it is given.
+        for start in range(0, shape[0], _PIECE_ROWS):
+            stop = min(shape[0], start + _PIECE_ROWS)
+            places = slice(start, stop) if rows is None else rows[start:stop]
+            values[places] = stored[name].values(start, stop)
+        return values
 
     return read
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from mllm_export.bundle import Bundle
+from mllm_export.device_tests.one_part import OnePart, PartDecoder, PartTower
 from mllm_export.device_tests.pictures import Picture
 from mllm_export.device_tests.reference import Floats
 
 if TYPE_CHECKING:
     from PIL import Image
+
+
+_LARGE_BYTES = 256 << 20
+"""Bundles from this size on are opened part by part."""
 
 
 class StepLike(Protocol):
@@ -62,9 +68,10 @@ class Answer:
 class Subject:
     """A session with what was computed once kept for the next check."""
 
-    def __init__(self, session: SessionLike) -> None:
-        """Nothing runs before it is asked for."""
+    def __init__(self, session: SessionLike, rest: Callable[[], None] = lambda: None) -> None:
+        """Nothing runs before it is asked for; `rest` gives back what can be opened again."""
         self.session = session
+        self.rest = rest
         self._embeds: dict[str, Floats] = {}
 
     def close(self) -> None:
@@ -81,6 +88,11 @@ class Subject:
         if picture.name not in self._embeds:
             self._embeds[picture.name] = self.session.embed(self.pixels(picture))
         return self._embeds[picture.name]
+
+    def prepare(self, pictures: Iterable[Picture]) -> None:
+        """Embed all of them now, while the tower is open."""
+        for picture in pictures:
+            self.embeds(picture)
 
     def embed_pixels(self, pixels: Floats) -> Floats:
         """The tower alone, on pixels of somebody else."""
@@ -103,18 +115,26 @@ class Subject:
         return Answer(ids=tuple(ids), finished=finish == "eos")
 
 
-def open_subject(bundle: Bundle, threads: int | None = None) -> Subject:
-    """The bundle through the device's own runtime; works before its manifest is written."""
+def open_subject(bundle: Bundle) -> Subject:
+    """The bundle through the device's own runtime; works before its manifest is written.
+
+    Of a large bundle only tower or decoder is open at a time, and neither while the original
+    works: together they would need the memory of both models twice.
+    """
     from mllm_export.runtimes.engines import DECODER_ENGINES, VISION_ENGINES
     from mllm_export.runtimes.opening import is_small, usable_cores
     from mllm_export.runtimes.session import Session
 
-    manifest = bundle.manifest
-    cores = threads or usable_cores()
-    path = bundle.path("decoder")
-    alone = threads is None and is_small(path)
-    decoder = DECODER_ENGINES[manifest.decoder_engine].open(
-        path, manifest.model, manifest.context_tokens, 1 if alone else cores
+    manifest, cores = bundle.manifest, usable_cores()
+    spec, context = manifest.model, manifest.context_tokens
+    paths = bundle.path("tower"), bundle.path("decoder")
+    open_tower = partial(VISION_ENGINES[manifest.vision_engine].open, paths[0], spec, cores)
+    threads = 1 if is_small(paths[1]) else cores
+    open_decoder = partial(
+        DECODER_ENGINES[manifest.decoder_engine].open, paths[1], spec, context, threads
     )
-    tower = VISION_ENGINES[manifest.vision_engine].open(bundle.path("tower"), manifest.model, cores)
-    return Subject(Session(bundle, tower, decoder))
+    if sum(path.stat().st_size for path in paths) < _LARGE_BYTES:
+        return Subject(Session(bundle, open_tower(), open_decoder()))
+    part = OnePart()
+    tower, decoder = PartTower(part, open_tower), PartDecoder(part, open_decoder, context)
+    return Subject(Session(bundle, tower, decoder), part.close)

@@ -48,7 +48,10 @@ class Controls:
         samples = _samples(live)
         if not samples:
             return not_run("controls", "fewer than two pictures to ask about")
+        pictures = [picture for sample in samples for picture in sample.pictures]
+        context.subject.prepare(pictures)
         ours = [_own_rows(context, sample) for sample in samples]
+        context.subject.rest()
         theirs = _original_rows(live, samples)
         if max(float(_movement(rows).max()) for rows in theirs) < _STILL:
             return not_run("controls", "the original's own answers do not depend on the picture")

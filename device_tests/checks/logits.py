@@ -103,6 +103,7 @@ def _engine(context: Context, alone: Sequence[tuple[LogitCase, Floats]]) -> list
     sequences = [
         Forced(ids=case.ids, images=case.embeds, rows=len(case.expected)) for case, _ in alone
     ]
+    context.subject.rest()
     expected = live.reference.logits(sequences, own)
     found = [
         _distance(case, rows, made) for (case, made), rows in zip(alone, expected, strict=True)

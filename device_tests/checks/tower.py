@@ -39,6 +39,7 @@ class Tower:
             *_ranges(context, cases, made),
         ]
         if context.float_tower is not None:
+            context.subject.rest()
             plain = _embeddings(cases, _runner(context.float_tower))
             measurements += _measured(context, cases, plain, "float graph: ")
         return rung_of(

@@ -58,6 +58,7 @@ class Weights:
         live = context.live
         if live is None:
             return not_run("weights", NEEDS_ORIGINAL)
+        context.subject.rest()
         sides = (
             (context.stored.tower, live.reference.tower_originals()),
             (context.stored.decoder, live.reference.decoder_originals()),
