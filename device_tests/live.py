@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,9 +62,15 @@ class LiveOracle:
     """The reference, asked once for what several checks need."""
 
     def __init__(
-        self, reference: Reference, samples: Samples, context_tokens: int, progress: Progress
+        self,
+        reference: Reference,
+        samples: Samples,
+        context_tokens: int,
+        progress: Progress,
+        rest: Callable[[], None] = lambda: None,
     ) -> None:
-        """Nothing runs before it is asked for."""
+        """Nothing runs before it is asked for; `rest` makes room before the original works."""
+        self._rest = rest
         self.reference = reference
         self.samples = samples
         self.effort = effort_for(reference.parameters)
@@ -140,6 +146,7 @@ class LiveOracle:
         fresh = {p.name: p for p in pictures if p.name not in self._embeds}
         if fresh:
             self._tell("tower of the original", len(fresh), "pictures")
+            self._rest()
             stacked = np.concatenate([self.pixels(picture) for picture in fresh.values()])
             self._embeds.update(zip(fresh, self.reference.embed(stacked), strict=True))
         return [self._embeds[picture.name] for picture in pictures]
@@ -155,7 +162,7 @@ class LiveOracle:
     def _run(self, subject: Subject) -> Passed:
         if self._passed is None:
             turns = self._turns(subject)
-            subject.rest()
+            self._rest()
             self._tell("decoder of the original", len(turns), "sequences")
             effort = self.effort
             passed = run_turns(self.reference, turns, effort.answer_tokens, effort.goes_on)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
 
@@ -61,7 +61,7 @@ def check(
     names = _rungs(rungs)
     opened = subject or open_subject(bundle)
     try:
-        oracle = _oracle(bundle, checkpoint, evaluation, progress)
+        oracle = _oracle(bundle, checkpoint, evaluation, progress, opened.rest)
         context = _context(bundle, opened, oracle, plan, float_tower, progress)
         found = tuple(_run(name, context) for name in names)
         if golden is not None and isinstance(oracle, LiveOracle):
@@ -81,7 +81,11 @@ def _rungs(asked: Sequence[str] | None) -> list[str]:
 
 
 def _oracle(
-    bundle: Bundle, checkpoint: Checkpoint | None, evaluation: Path | None, progress: Progress
+    bundle: Bundle,
+    checkpoint: Checkpoint | None,
+    evaluation: Path | None,
+    progress: Progress,
+    rest: Callable[[], None],
 ) -> Oracle:
     if checkpoint is None:
         if evaluation is not None:
@@ -97,7 +101,7 @@ def _oracle(
     else:
         sequences = effort_for(reference.parameters).sequences
         samples = generic_samples(min(sequences, _GENERIC_SCENES))
-    return LiveOracle(reference, samples, manifest.context_tokens, progress)
+    return LiveOracle(reference, samples, manifest.context_tokens, progress, rest)
 
 
 def _context(

@@ -40,6 +40,15 @@ class Stored(Protocol):
         """Rows start..stop, dequantized."""
 
 
+def _taken(data: npt.NDArray[Any], start: int, stop: int) -> npt.NDArray[Any]:
+    """A copy of some rows, whose pages go back to the file they are mapped from."""
+    view = data[start:stop]
+    copy = np.array(view)
+    if isinstance(view, np.memmap):
+        forget_pages(view.ctypes.data, view.nbytes)
+    return copy
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GgufStored:
     """A tensor of a GGUF file."""
@@ -53,13 +62,10 @@ class GgufStored:
         """Rows start..stop, dequantized by gguf-py."""
         import gguf
 
-        taken = self.data[start:stop]
+        taken = _taken(self.data, start, stop)
         kind = gguf.GGMLQuantizationType[self.scheme]
         made = np.asarray(gguf.quants.dequantize(taken, kind), np.float32)
-        made = made.reshape(stop - start, *self.shape[1:])
-        if isinstance(taken, np.memmap):
-            forget_pages(taken.ctypes.data, taken.nbytes)
-        return made
+        return made.reshape(stop - start, *self.shape[1:])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -72,7 +78,7 @@ class OnnxFloat:
 
     def values(self, start: int, stop: int) -> Floats:
         """Rows start..stop."""
-        return np.array(self.data[start:stop], np.float32)
+        return np.array(_taken(self.data, start, stop), np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -87,7 +93,9 @@ class OnnxInt8:
 
     def values(self, start: int, stop: int) -> Floats:
         """Rows start..stop, dequantized."""
-        steps = self.data[start:stop].astype(np.float32) - self.zero_point.astype(np.float32)
+        steps = _taken(self.data, start, stop).astype(np.float32) - self.zero_point.astype(
+            np.float32
+        )
         return np.asarray(steps * self.scale, np.float32)
 
 

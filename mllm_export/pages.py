@@ -1,12 +1,16 @@
-"""Give the memory of a mapped file back while the mapping stays."""
+"""Give memory back to the system: pages of mapped files, and freed heap."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 _MADV_DONTNEED = getattr(mmap, "MADV_DONTNEED", None)
+_MAPS = Path("/proc/self/maps")
+_WEIGHT_FILES = (".bin", ".gguf", ".onnx", ".safetensors")
 
 
 def forget_pages(address: int, size_bytes: int) -> None:
@@ -23,3 +27,28 @@ def forget_pages(address: int, size_bytes: int) -> None:
     if stop > start:
         libc = ctypes.CDLL(None, use_errno=True)
         libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), _MADV_DONTNEED)
+
+
+def forget_weight_files() -> None:
+    """Drop the pages of every mapped file of weights; nobody here ever writes to one.
+
+    Does nothing where the system does not list its mappings (other than Linux).
+    """
+    if _MAPS.exists():
+        for start, stop in _mapped_weights(_MAPS.read_text(errors="replace")):
+            forget_pages(start, stop - start)
+
+
+def _mapped_weights(maps: str) -> Iterator[tuple[int, int]]:
+    """Address ranges of weight files. Source: proc(5), /proc/pid/maps."""
+    for line in maps.splitlines():
+        if line.endswith(_WEIGHT_FILES):
+            start, stop = line.split(maxsplit=1)[0].split("-")
+            yield int(start, 16), int(stop, 16)
+
+
+def trim_heap() -> None:
+    """Ask the C library to give freed memory back; does nothing where it has no such call."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from mllm_export.device_tests.reference import Reader
+from mllm_export.pages import forget_weight_files
 
 RESIDENT_BYTES = 1 << 30
 """Layers whose float32 weights fit in this stay filled; larger ones are refilled each pass."""
@@ -88,4 +89,6 @@ class LayerStack:
         module = fill(lambda: self._make(index), self._read, prefix, self._dtype)
         if self.resident:
             self._kept[index] = module
+        else:
+            forget_weight_files()
         return module

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import llama_cpp
 
 from mllm_export.errors import EngineError
+from mllm_export.pages import forget_weight_files
 from mllm_export.runtimes.decoder import _library
 from mllm_export.spec import ModelSpec
 
@@ -32,6 +33,8 @@ def open_model(path: Path) -> Any:
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
     if not model:
         raise EngineError(f"{path}: llama.cpp refuses the file: {_library.last_complaint()}")
+    # Loading reads the whole file, also what was copied into another layout.
+    forget_weight_files()
     return model
 
 

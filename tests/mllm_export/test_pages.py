@@ -1,0 +1,30 @@
+"""Memory of mapped files goes back to the system, and their contents stay."""
+
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from mllm_export.pages import forget_weight_files, trim_heap
+
+MIB = 1 << 20
+
+
+def resident_mib() -> float:
+    return float(psutil.Process().memory_info().rss / MIB)
+
+
+def test_pages_of_a_mapped_weight_file_are_dropped_and_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    values = np.arange(16 * MIB, dtype=np.uint32)
+    values.tofile(path)
+    mapped = np.memmap(path, np.uint32, "r")
+    assert int(mapped[:: 4096 // 4].astype(np.int64).sum()) > 0
+    before = resident_mib()
+    forget_weight_files()
+    assert before - resident_mib() > 50
+    np.testing.assert_array_equal(mapped, values)
+
+
+def test_trimming_is_harmless() -> None:
+    trim_heap()
