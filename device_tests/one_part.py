@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
@@ -41,19 +39,8 @@ class OnePart:
             self._open.close()
             trim_heap()
         self._open = None
-        give_back_memory()
-
-
-def give_back_memory() -> None:
-    """Ask the C library to return what was freed; glibc keeps pieces of up to 32 MiB.
-
-    Source: man 3 malloc_trim, and M_MMAP_THRESHOLD in man 3 mallopt.
-    """
-    gc.collect()
-    if sys.platform.startswith("linux"):
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
-        if trim is not None:
-            trim(0)
+        gc.collect()
+        trim_heap()
 
 
 class PartTower:
