@@ -11,7 +11,8 @@ from mllm_export.catalog import unknown
 from mllm_export.checkpoint import Checkpoint
 from mllm_export.device_tests.cases import Oracle
 from mllm_export.device_tests.check import CHECKS, Context, StoredFiles
-from mllm_export.device_tests.golden import GoldenOracle, write_golden
+from mllm_export.device_tests.golden import write_golden
+from mllm_export.device_tests.golden_oracle import GoldenOracle
 from mllm_export.device_tests.live import LiveOracle, effort_for
 from mllm_export.device_tests.profile import KINDS, Limits, load_profile
 from mllm_export.device_tests.reference import REFERENCES

@@ -15,7 +15,7 @@ from parity_fakes import few_samples
 from mllm_export.bundle import Bundle, open_bundle
 from mllm_export.checkpoint import Checkpoint
 from mllm_export.commands.opening import Job, plan_job
-from mllm_export.device_tests.golden import GoldenOracle
+from mllm_export.device_tests.golden_oracle import GoldenOracle
 from mllm_export.device_tests.parity import check
 from mllm_export.device_tests.stage import check_stage
 from mllm_export.device_tests.subject import Subject, open_subject
