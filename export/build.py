@@ -22,23 +22,15 @@ from mllm_export.bundle import (
 )
 from mllm_export.checkpoint import Checkpoint
 from mllm_export.errors import BuildError, MllmExportError
-from mllm_export.export.child import os_failure, run_in_child
+from mllm_export.export.artifact import ARTIFACTS, FLOAT_TOWER, Work
+from mllm_export.export.child import os_failure
 from mllm_export.export.family import Reading
-from mllm_export.export.stages import (
-    quantize_tower_stage,
-    write_decoder_stage,
-    write_mmproj_stage,
-    write_tower_stage,
-)
 from mllm_export.export.target import Target
 from mllm_export.plan import Plan
 from mllm_export.progress import Progress, silent
 
 TOOLS = ("torch", "transformers", "onnx", "onnxruntime", "optimum-onnx", "gguf", "llama-cpp-python")
 """What the bytes of an artifact may depend on; written into the manifest."""
-
-_FLOAT_TOWER = "tower.float.onnx"
-"""The float graph beside the quantized one, for the checks; never part of the bundle."""
 
 Finish = Callable[[Bundle, Path | None], Literal["passed", "unchecked"]]
 """Checks a bundle that stands but has no manifest yet (second: the float tower), adds files to
@@ -60,11 +52,18 @@ def build(
     `finish` raises.
     """
     with _partial_folder(out, plan) as folder:
-        float_tower = _write_artifacts(plan, reading, checkpoint, folder, progress)
+        work = Work(
+            plan=plan,
+            reading=reading,
+            source=(checkpoint.path, checkpoint.asked),
+            folder=folder,
+        )
+        float_tower = _write_artifacts(work, progress)
         _copy_tokenizer(reading, checkpoint, folder)
         draft = _manifest(plan, reading, checkpoint, target, folder)
         verdict = finish(Bundle(folder, draft), float_tower)
-        (folder / _FLOAT_TOWER).unlink(missing_ok=True)
+        for left in folder.glob(f"{FLOAT_TOWER}*"):
+            left.unlink()
         manifest = replace(draft, checked=verdict, files=_files(plan, folder))
         write_manifest(folder, manifest)
         _sync(folder)
@@ -120,35 +119,10 @@ def _require_room(parent: Path, plan: Plan) -> None:
         )
 
 
-def _write_artifacts(
-    plan: Plan, reading: Reading, checkpoint: Checkpoint, folder: Path, progress: Progress
-) -> Path | None:
-    tower = plan.artifact("tower")
-    if tower is None:
-        raise BuildError("the plan has no tower")
-    float_tower = folder / (_FLOAT_TOWER if plan.vision_preset else tower.path)
-    source = (checkpoint.path, checkpoint.asked)
-    run_in_child("tower", write_tower_stage, source, reading, float_tower, progress=progress)
-    if plan.vision_preset:
-        run_in_child(
-            "tower int8",
-            quantize_tower_stage,
-            float_tower,
-            folder / tower.path,
-            plan.vision_preset,
-            progress=progress,
-        )
-    decoder = plan.artifact("decoder")
-    if decoder is not None:
-        path = folder / decoder.path
-        run_in_child(
-            "decoder", write_decoder_stage, source, reading, decoder, path, progress=progress
-        )
-    mmproj = plan.artifact("mmproj")
-    if mmproj is not None:
-        path = folder / mmproj.path
-        run_in_child("mmproj", write_mmproj_stage, source, reading, path, progress=progress)
-    return float_tower
+def _write_artifacts(work: Work, progress: Progress) -> Path | None:
+    """Every planned artifact; returns the tower's float graph, for the checks."""
+    floats = [ARTIFACTS[a.format].write(work, a, progress) for a in work.plan.artifacts]
+    return next((path for path in floats if path is not None), None)
 
 
 def _copy_tokenizer(reading: Reading, checkpoint: Checkpoint, folder: Path) -> None:
@@ -189,7 +163,7 @@ def _files(plan: Plan, folder: Path) -> tuple[BundleFile, ...]:
     found: list[BundleFile] = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
-        if name == _FLOAT_TOWER:
+        if name.startswith(FLOAT_TOWER):
             continue
         top = name.split("/", 1)[0]
         role = artifacts.get(name) or folders.get(top) or _side_role(name)

@@ -25,6 +25,8 @@ class Target:
     memory_mib: int
     """What a bundle may use at its peak."""
     threads: int
+    formats: tuple[str, ...]
+    """What a bundle holds, in order: files in export/artifacts."""
     vision_engine: str
     """A file in runtimes/vision."""
     decoder_engine: str

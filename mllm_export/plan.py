@@ -34,7 +34,7 @@ class ArtifactPlan:
     role: Role
     path: str
     format: str
-    """A file in export/formats."""
+    """A file in export/artifacts."""
     scheme: str
     """The recipe's word for the whole artifact, such as Q4_0 or w8a8."""
     tensors: tuple[TensorPlan, ...]

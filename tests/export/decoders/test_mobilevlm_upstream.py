@@ -6,6 +6,7 @@ files, with `architectures` and `model_type` renamed. It leaves out tower and pr
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ from gguf import GGUFReader
 
 import mllm_export.export.reference as reference
 from mllm_export.checkpoint import Checkpoint
-from mllm_export.export.decoder_plan import plan_decoder_tensors
+from mllm_export.export.artifact import Work
+from mllm_export.export.artifacts.gguf import write_decoder_stage
 from mllm_export.export.family import FAMILIES, read_spec
+from mllm_export.export.make_plan import make_plan
 from mllm_export.export.random_checkpoint import write_random_checkpoint
-from mllm_export.export.stages import write_decoder_stage
-from mllm_export.plan import ArtifactPlan
+from mllm_export.export.target import load_target
 from mllm_export.progress import silent
 from mllm_export.quantize.recipe import load_recipe
 
@@ -48,12 +50,10 @@ def pair(request, tmp_path_factory, convert_upstream):
 
 
 def write_ours(source, path):
-    reading, recipe = read_spec(Checkpoint(source)), load_recipe("f16")
-    tensors = plan_decoder_tensors(reading.spec.decoder, recipe, reading.weights.part("decoder"))
-    artifact = ArtifactPlan(
-        role="decoder", path=path.name, format="gguf", scheme="F16", tensors=tensors
-    )
-    write_decoder_stage((source, None), reading, artifact, path, silent)
+    reading = read_spec(Checkpoint(source))
+    plan = make_plan(reading, load_target("linux-x86_64"), load_recipe("f16"))
+    work = Work(plan=plan, reading=reading, source=(source, None), folder=path.parent)
+    write_decoder_stage(work, replace(plan.artifact("decoder"), path=path.name), silent)
     return path
 
 

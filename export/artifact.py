@@ -1,0 +1,68 @@
+"""The protocol of export/artifacts: how one file of a bundle is planned and written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from mllm_export.catalog import Catalog
+from mllm_export.errors import PlanError
+from mllm_export.export.family import Reading
+from mllm_export.export.target import Target
+from mllm_export.records import record
+
+if TYPE_CHECKING:
+    from mllm_export.checkpoint import Checkpoint
+    from mllm_export.export.parts import Array, Reader
+    from mllm_export.plan import ArtifactPlan, Plan
+    from mllm_export.progress import Progress
+    from mllm_export.quantize.recipe import Recipe
+
+Source = tuple[Path, Path | str | None]
+"""Where a checkpoint is: its folder, and what --vision-tower said."""
+
+FLOAT_TOWER = "tower.float"
+"""What the name of a file begins with that is for the checks alone, never part of the bundle."""
+
+
+@record
+class Work:
+    """What every artifact is written from; it can be sent to another process."""
+
+    plan: Plan
+    reading: Reading
+    source: Source
+    folder: Path
+    """Where the bundle grows."""
+
+    def path(self, artifact: ArtifactPlan) -> Path:
+        """Where the artifact goes."""
+        return self.folder / artifact.path
+
+
+class Artifact(Protocol):
+    """One file of export/artifacts; its name is the artifact's format."""
+
+    def plan(self, reading: Reading, target: Target, recipe: Recipe) -> ArtifactPlan:
+        """Every stored tensor; no weight is read. Raises: PlanError, RecipeError."""
+
+    def write(self, work: Work, artifact: ArtifactPlan, progress: Progress) -> Path | None:
+        """Write it in a process of its own.
+
+        Returns the float graph that it was made from, where the checks can compare with one.
+        """
+
+
+ARTIFACTS: Catalog[Artifact] = Catalog(
+    "mllm_export.export.artifacts", "ARTIFACT", "artifact format", PlanError
+)
+
+
+def part_reader(checkpoint: Checkpoint, sources: Mapping[str, str]) -> Reader:
+    """Published names of one part to stored values."""
+
+    def read(name: str) -> Array:
+        return checkpoint.read(sources[name])
+
+    return read

@@ -1,0 +1,70 @@
+"""The language model as GGUF."""
+
+from __future__ import annotations
+
+from mllm_export.checkpoint import Checkpoint
+from mllm_export.export.artifact import Work, part_reader
+from mllm_export.export.child import run_in_child
+from mllm_export.export.decoder_plan import general_fields, gguf_tensors, plan_decoder_tensors
+from mllm_export.export.family import Reading
+from mllm_export.export.parts import DECODERS, TOKENIZERS, GgufField
+from mllm_export.export.target import Target
+from mllm_export.plan import ArtifactPlan
+from mllm_export.progress import Progress
+from mllm_export.quantize.recipe import Recipe
+
+
+class GgufDecoder:
+    """decoder.gguf."""
+
+    def plan(self, reading: Reading, target: Target, recipe: Recipe) -> ArtifactPlan:
+        """One row per tensor, each with the layout that the recipe gives it."""
+        del target
+        tensors = plan_decoder_tensors(
+            reading.spec.decoder, recipe, reading.weights.part("decoder")
+        )
+        return ArtifactPlan(
+            role="decoder",
+            path="decoder.gguf",
+            format="gguf",
+            scheme=recipe.decoder_scheme,
+            tensors=tensors,
+        )
+
+    def write(self, work: Work, artifact: ArtifactPlan, progress: Progress) -> None:
+        """Straight from the checkpoint's tensors."""
+        run_in_child("decoder", write_decoder_stage, work, artifact, progress=progress)
+
+
+def write_decoder_stage(work: Work, artifact: ArtifactPlan, progress: Progress) -> None:
+    """The language model as GGUF."""
+    from mllm_export.export.formats.gguf import write_decoder
+
+    checkpoint = Checkpoint(*work.source)
+    tensors = gguf_tensors(work.reading.spec.decoder, artifact.tensors)
+    # The family, not the folder's name: the same weights give the same bytes wherever they lie.
+    fields = (
+        *general_fields(work.reading.spec.family, artifact.scheme, tensors),
+        *_model_fields(checkpoint, work.reading),
+    )
+    write_decoder(
+        work.path(artifact),
+        fields,
+        tensors,
+        part_reader(checkpoint, work.reading.weights.part("decoder")),
+        progress,
+    )
+
+
+def _model_fields(checkpoint: Checkpoint, reading: Reading) -> tuple[GgufField, ...]:
+    spec = reading.spec
+    return (
+        *DECODERS[spec.decoder.kind].metadata(spec.decoder),
+        *TOKENIZERS[spec.tokenizer.kind].metadata(
+            checkpoint.path, spec.tokenizer, spec.decoder.vocab
+        ),
+        GgufField(key="tokenizer.chat_template", value=reading.chat_template, kind="STRING"),
+    )
+
+
+ARTIFACT = GgufDecoder()
