@@ -9,6 +9,7 @@ from mllm_export.export.parts import DECODERS, GgufField, GgufTensor
 from mllm_export.plan import TensorPlan
 from mllm_export.quantize.layout import stored_bytes
 from mllm_export.quantize.recipe import Recipe, Storable, choose_layouts
+from mllm_export.quantize.selectors import Facts
 from mllm_export.records import record
 from mllm_export.spec import DecoderSpec
 
@@ -28,13 +29,16 @@ class StoredTensor:
 
 
 def plan_decoder_tensors(
-    spec: DecoderSpec, recipe: Recipe, sources: Mapping[str, str]
+    spec: DecoderSpec, recipe: Recipe, sources: Mapping[str, str], *, imatrix: bool = False
 ) -> tuple[TensorPlan, ...]:
     """Every tensor of the file; `sources` maps published names to the checkpoint's.
+
+    `imatrix` says whether an importance matrix is there: llama.cpp's own mixtures ask that.
 
     Raises: RecipeError for a rule that takes nothing, or a tensor that no rule takes.
     """
     tensors = DECODERS[spec.kind].tensors(spec)
+    facts = Facts(imatrix=imatrix, gqa=spec.heads // spec.kv_heads)
     storable = [Storable(shape=t.shape, names=(t.name, *t.aliases)) for t in tensors]
     return tuple(
         TensorPlan(
@@ -45,7 +49,7 @@ def plan_decoder_tensors(
             size_bytes=stored_bytes(choice.scheme, tensor.shape),
             note=choice.note,
         )
-        for tensor, choice in zip(tensors, choose_layouts(recipe, storable), strict=True)
+        for tensor, choice in zip(tensors, choose_layouts(recipe, storable, facts), strict=True)
     )
 
 

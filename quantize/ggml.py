@@ -39,16 +39,23 @@ class _TypeTraits(ctypes.Structure):
     )
 
 
-def quantize_rows(ggml_type: int, rows: Floats, row_bytes: int) -> Packed:
+def quantize_rows(
+    ggml_type: int, rows: Floats, row_bytes: int, importance: Floats | None = None
+) -> Packed:
     """Store rows in a ggml type; chunks of rows go to all cores.
 
-    Shapes: f32[rows, cols], cols whole blocks -> u8[rows, row_bytes].
+    `importance` is what an error in a column costs; ggml then searches for the steps that cost
+    least. Each row is stored by itself, so the bytes do not depend on the chunks.
+
+    Shapes: f32[rows, cols], cols whole blocks; f32[cols] -> u8[rows, row_bytes].
     Raises: LayoutError when a value is not finite, or is not once it is stored.
     """
     library = _library()
     rows = np.ascontiguousarray(rows, dtype=np.float32)
     count, cols = rows.shape
     packed = np.empty((count, row_bytes), np.uint8)
+    costs = None if importance is None else _costs(importance, cols)
+    costs_at = None if costs is None else costs.ctypes.data_as(ctypes.c_void_p)
 
     def store(first: int, stop: int) -> bool:
         # ggml's own validation sees the scales alone: a NaN between numbers would pass.
@@ -59,7 +66,7 @@ def quantize_rows(ggml_type: int, rows: Floats, row_bytes: int) -> Packed:
         target = packed[first:stop].ctypes.data_as(ctypes.c_void_p)
         size = (stop - first) * row_bytes
         written = library.ggml_quantize_chunk(
-            ggml_type, source, target, 0, stop - first, cols, None
+            ggml_type, source, target, 0, stop - first, cols, costs_at
         )
         assert written == size, f"ggml wrote {written} bytes of type {ggml_type}, not {size}"
         return bool(library.ggml_validate_row_data(ggml_type, target, size))
@@ -67,6 +74,16 @@ def quantize_rows(ggml_type: int, rows: Floats, row_bytes: int) -> Packed:
     if not all(_over_chunks(store, count, cols)):
         raise LayoutError(f"{type_name(ggml_type)} cannot hold {_what_overflows(rows)}")
     return packed
+
+
+def _costs(importance: Floats, cols: int) -> Floats:
+    costs = np.ascontiguousarray(importance, dtype=np.float32)
+    if costs.shape != (cols,) or not np.isfinite(costs).all():
+        raise LayoutError(
+            f"importance of {list(costs.shape)} for rows of {cols} values; needed: one finite "
+            "number for each column"
+        )
+    return costs
 
 
 def dequantize_rows(ggml_type: int, packed: Packed, cols: int) -> Floats:

@@ -33,8 +33,11 @@ class Layout(Protocol):
     def row_bytes(self, cols: int) -> int:
         """Bytes of one stored row; raises LayoutError for a ragged one."""
 
-    def pack(self, rows: Floats) -> Packed:
-        """Store rows: f32[rows, cols] -> u8[rows, row_bytes]."""
+    def pack(self, rows: Floats, importance: Floats | None = None) -> Packed:
+        """Store rows: f32[rows, cols] -> u8[rows, row_bytes].
+
+        `importance` f32[cols] is what an error in each column costs; None: all the same.
+        """
 
     def unpack(self, packed: Packed) -> Floats:
         """Read stored rows: u8[rows, row_bytes] -> f32[rows, cols]."""
@@ -72,12 +75,14 @@ class GgmlLayout:
             )
         return cols // self.block_values * self.block_bytes
 
-    def pack(self, rows: Floats) -> Packed:
+    def pack(self, rows: Floats, importance: Floats | None = None) -> Packed:
         """Store rows: f32[rows, cols] -> u8[rows, row_bytes].
+
+        `importance` f32[cols] is what an error in each column costs; None: all the same.
 
         Raises: LayoutError for a ragged row, or a value that the blocks cannot hold.
         """
-        return quantize_rows(self.ggml_type, rows, self.row_bytes(rows.shape[1]))
+        return quantize_rows(self.ggml_type, rows, self.row_bytes(rows.shape[1]), importance)
 
     def unpack(self, packed: Packed) -> Floats:
         """Read stored rows: u8[rows, row_bytes] -> f32[rows, cols].

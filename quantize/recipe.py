@@ -9,12 +9,15 @@ from pathlib import Path
 
 from mllm_export.catalog import unknown
 from mllm_export.errors import RecipeError
+from mllm_export.quantize.kept import is_kept
 from mllm_export.quantize.scheme import (
     Choice,
     fit_layout,
+    require_file_word,
     require_layout,
     require_tower_scheme,
 )
+from mllm_export.quantize.selectors import Facts, When, layer_selector
 from mllm_export.records import from_plain, record
 from mllm_export.toml import read_toml
 
@@ -27,6 +30,9 @@ class Rule:
 
     tensors: str
     scheme: str
+    layers: str = "all"
+    """Which of the tensors that match, counted in order: see `selectors.layer_selector`."""
+    when: When = "always"
     optional: bool = False
     """True: a model may have no such tensor."""
 
@@ -40,18 +46,20 @@ class Recipe:
     tower_scheme: str
     """For tower and projector together."""
     decoder_scheme: str
-    """The word for the whole LLM file: what most of its weights get."""
+    """The word for the whole LLM file: a layout, or a mixture of llama.cpp's such as Q4_K_M."""
     decoder: tuple[Rule, ...]
     """Patterns of GGUF names."""
 
     def __post_init__(self) -> None:
         """Refuse schemes that do not exist, and a recipe without rules."""
         require_tower_scheme(self.tower_scheme, f"recipe '{self.name}'")
-        require_layout(self.decoder_scheme, f"recipe '{self.name}'")
+        require_file_word(self.decoder_scheme, f"recipe '{self.name}'")
         if not self.decoder:
             raise RecipeError(f"recipe '{self.name}' has no [[decoder]] rules; end it with '*'")
         for rule in self.decoder:
-            require_layout(rule.scheme, f"recipe '{self.name}', rule '{rule.tensors}'")
+            where = f"recipe '{self.name}', rule '{rule.tensors}'"
+            require_layout(rule.scheme, where)
+            layer_selector(rule.layers, where)
 
 
 @record
@@ -85,21 +93,27 @@ def load_recipe(name: str | Path) -> Recipe:
     )
 
 
-def choose_layouts(recipe: Recipe, tensors: Sequence[Storable]) -> tuple[Choice, ...]:
-    """The layout of every decoder tensor, in order.
+def choose_layouts(
+    recipe: Recipe, tensors: Sequence[Storable], facts: Facts | None = None
+) -> tuple[Choice, ...]:
+    """The layout of every decoder tensor, in order; `Facts()` where none are given.
 
     Raises: RecipeError for a tensor that no rule takes, and for a rule that takes no tensor
     though it is not marked optional.
     """
-    taken = [_first_match(recipe, tensor) for tensor in tensors]
+    taken = _taken(recipe, tensors, facts or Facts())
     for number, rule in enumerate(recipe.decoder):
-        if not rule.optional and number not in taken:
+        idle = number not in taken and not rule.optional
+        if idle and not _waits(recipe, number, tensors, facts or Facts()):
             raise RecipeError(
                 f"recipe '{recipe.name}': rule '{rule.tensors}' takes no tensor of this model"
-                f"{_shadow(recipe, number, tensors)}; correct it, or mark it optional = true"
+                f"{_shadow(recipe, number, tensors, taken)}; correct it, or mark it "
+                "optional = true"
             )
     return tuple(
-        fit_layout(recipe.decoder[number].scheme, tensor.shape)
+        Choice(scheme="F32")
+        if is_kept(tensor.names[0], tensor.shape)
+        else fit_layout(recipe.decoder[number].scheme, tensor.shape)
         for number, tensor in zip(taken, tensors, strict=True)
     )
 
@@ -108,9 +122,30 @@ def _recipe(name: str, table: Mapping[str, object], where: str) -> Recipe:
     return from_plain(Recipe, {"name": name, **table}, where, RecipeError)
 
 
-def _first_match(recipe: Recipe, tensor: Storable) -> int:
-    for number, rule in enumerate(recipe.decoder):
-        if _matches(rule, tensor):
+def _taken(recipe: Recipe, tensors: Sequence[Storable], facts: Facts) -> list[int]:
+    """The number of each tensor's rule."""
+    matches = [_Matches.of(rule, tensors, facts) for rule in recipe.decoder]
+    return [_first(recipe, matches, at, tensor) for at, tensor in enumerate(tensors)]
+
+
+@record
+class _Matches:
+    """Places of the tensors that a rule names, and of those in the layers it means."""
+
+    named: tuple[int, ...]
+    meant: frozenset[int]
+
+    @classmethod
+    def of(cls, rule: Rule, tensors: Sequence[Storable], facts: Facts) -> _Matches:
+        named = tuple(at for at, tensor in enumerate(tensors) if _matches(rule, tensor))
+        selects = layer_selector(rule.layers, rule.tensors)
+        meant = (at for layer, at in enumerate(named) if selects(layer, len(named)))
+        return cls(named=named, meant=frozenset(meant if facts.hold(rule.when) else ()))
+
+
+def _first(recipe: Recipe, matches: Sequence[_Matches], at: int, tensor: Storable) -> int:
+    for number, match in enumerate(matches):
+        if at in match.meant:
             return number
     raise RecipeError(
         f"recipe '{recipe.name}' has no rule for tensor '{tensor.names[0]}'; end it with '*'"
@@ -121,10 +156,16 @@ def _matches(rule: Rule, tensor: Storable) -> bool:
     return any(fnmatchcase(name, rule.tensors) for name in tensor.names)
 
 
-def _shadow(recipe: Recipe, number: int, tensors: Sequence[Storable]) -> str:
+def _waits(recipe: Recipe, number: int, tensors: Sequence[Storable], facts: Facts) -> bool:
+    """Whether the rule names tensors, but none in this build: too few layers, or not its time."""
+    match = _Matches.of(recipe.decoder[number], tensors, facts)
+    return bool(match.named) and not match.meant
+
+
+def _shadow(recipe: Recipe, number: int, tensors: Sequence[Storable], taken: Sequence[int]) -> str:
     """Which earlier rule took what this one names, if that is why it takes nothing."""
-    for tensor in tensors:
+    for tensor, by in zip(tensors, taken, strict=True):
         if _matches(recipe.decoder[number], tensor):
-            earlier = recipe.decoder[_first_match(recipe, tensor)]
+            earlier = recipe.decoder[by]
             return f" (rule '{earlier.tensors}' before it takes '{tensor.names[0]}')"
     return ""

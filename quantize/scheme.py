@@ -10,6 +10,8 @@ from mllm_export.records import record
 TOWER_SCHEMES = ("f32", "w8a8")
 """f32: float32; w8a8: 8-bit weights and 8-bit activations in the tower's matrix products."""
 
+_MIXTURES = ("_S", "_M", "_L")
+
 
 @record
 class Choice:
@@ -32,14 +34,20 @@ def require_layout(scheme: str, where: str) -> None:
         raise RecipeError(f"{where}: {unknown('decoder scheme', scheme, LAYOUTS.names())}")
 
 
+def require_file_word(word: str, where: str) -> None:
+    """Raise RecipeError for a word that is neither a layout nor one of its mixtures.
+
+    Source: llama.h, enum llama_ftype: Q4_K_M is a file of Q4_K with some tensors wider.
+    """
+    layout = word[:-2] if word.endswith(_MIXTURES) and word[:-2] in LAYOUTS.names() else word
+    require_layout(layout, where)
+
+
 def fit_layout(scheme: str, shape: tuple[int, ...]) -> Choice:
     """The layout asked for, or the next one down whose blocks divide the rows.
 
-    Source: llama.cpp, src/llama-quant.cpp, tensor_allows_quantization and tensor_type_fallback.
+    Source: llama.cpp, src/llama-quant.cpp, tensor_type_fallback.
     """
-    if len(shape) < 2:
-        note = "" if scheme == "F32" else f"F32 instead of {scheme}: llama.cpp adds vectors in F32"
-        return Choice(scheme="F32", note=note)
     chosen = scheme
     while not LAYOUTS[chosen].fits(shape[-1]):
         chosen = LAYOUTS[chosen].fallback

@@ -20,9 +20,6 @@ from mllm_export.report import Example, Measurement, Rung, TensorRow, not_run, r
 _CHUNK_VALUES = 4 << 20
 """Values compared at once: 16 MiB for each side."""
 
-_BLOCK, _SUPER_BLOCK = 32, 256
-"""Columns that share a scale in ggml's plain types, and in its K-quants."""
-
 _SMALL = 1e-4
 """Blocks of smaller values count as if this were their largest: float16 scales run out there."""
 
@@ -196,10 +193,19 @@ def _largest_error(stored: Stored, source: Floats, error: Floats) -> float:
     if isinstance(stored, OnnxInt8):
         return float((off / stored.scale).max())
     columns = source.shape[-1]
-    width = _SUPER_BLOCK if stored.scheme.endswith("_K") else _BLOCK
+    width = _block_columns(stored.scheme)
     width = columns if columns % width else width
     top = np.abs(source).reshape(-1, width).max(axis=-1)
     return float((off.reshape(-1, width).max(axis=-1) / np.maximum(top, _SMALL)).max())
+
+
+def _block_columns(scheme: str) -> int:
+    """Columns that share a scale, or 32 where each value stands for itself."""
+    import gguf
+
+    types = gguf.GGMLQuantizationType
+    values = gguf.GGML_QUANT_SIZES[types[scheme]][0] if scheme in types.__members__ else 1
+    return int(values) if values > 1 else 32
 
 
 def _common(stored: Mapping[str, Stored], originals: Mapping[str, Original]) -> list[str]:

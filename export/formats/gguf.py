@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from mllm_export.errors import BuildError, CheckpointError, LayoutError
 from mllm_export.export.decoder_plan import StoredTensor
 from mllm_export.export.parts import Array, GgufField, GgufTensor, Reader, as_float32
 from mllm_export.progress import Progress, Step, silent
-from mllm_export.quantize.ggml import Packed
+from mllm_export.quantize.ggml import Floats, Packed
 from mllm_export.quantize.layout import LAYOUTS
 
 _SLAB_BYTES = 32 << 20
 """Float32 values in hand at once: enough to keep every core busy, little beside a tensor."""
 
 _ARCHITECTURE = "general.architecture"
+
+Importance = Mapping[str, Floats]
+"""GGUF name of a tensor to f32[cols]: what an error in each column costs."""
+
+_NONE: Importance = MappingProxyType({})
 
 
 def write_decoder(
@@ -25,9 +32,10 @@ def write_decoder(
     tensors: Sequence[StoredTensor],
     read: Reader,
     progress: Progress = silent,
+    importance: Importance = _NONE,
 ) -> None:
     """Write the language model's file; see `write_gguf`."""
-    write_gguf(path, fields, tensors, read, progress, "decoder")
+    write_gguf(path, fields, tensors, read, progress, "decoder", importance)
 
 
 def write_gguf(
@@ -37,8 +45,11 @@ def write_gguf(
     read: Reader,
     progress: Progress,
     stage: str,
+    importance: Importance = _NONE,
 ) -> None:
     """Write keys and tensors in the order given; one tensor is read at a time.
+
+    Tensors that `importance` does not name are rounded as if every column cost the same.
 
     Raises: BuildError naming the file when it cannot be written, CheckpointError naming a
     tensor whose shape or values do not fit. What was written by then stays for the caller,
@@ -48,7 +59,8 @@ def write_gguf(
         alignment = _write_header(path, fields, tensors)
         with path.open("ab") as file:
             _pad(file, alignment)
-            _write_tensors(file, alignment, tensors, read, progress, stage)
+            slabs = partial(_stored_slabs, read=read, importance=importance)
+            _write_tensors(file, alignment, tensors, slabs, progress, stage)
     except OSError as failure:
         raise BuildError(
             f"{path}: cannot be written ({failure.strerror or failure}); it needs "
@@ -93,7 +105,7 @@ def _write_tensors(
     file: BinaryIO,
     alignment: int,
     tensors: Sequence[StoredTensor],
-    read: Reader,
+    slabs: Callable[[StoredTensor], Iterator[Packed]],
     progress: Progress,
     stage: str,
 ) -> None:
@@ -101,7 +113,7 @@ def _write_tensors(
     done = 0
     for stored in tensors:
         name = stored.tensor.name
-        for slab in _stored_slabs(stored, read):
+        for slab in slabs(stored):
             progress(Step(stage=stage, item=name, done=done, total=total))
             file.write(slab.data)
             done += slab.nbytes
@@ -109,18 +121,18 @@ def _write_tensors(
     progress(Step(stage=stage, item="done", done=total, total=total))
 
 
-def _stored_slabs(stored: StoredTensor, read: Reader) -> Iterator[Packed]:
+def _stored_slabs(stored: StoredTensor, read: Reader, importance: Importance) -> Iterator[Packed]:
     """The tensor as the file holds it, a few rows at a time."""
     values = _values(stored.tensor, read)
     rows = values.reshape(-1, values.shape[-1])
     step = max(1, _SLAB_BYTES // (4 * rows.shape[1]))
     for first in range(0, rows.shape[0], step):
-        yield _pack(stored, rows[first : first + step])
+        yield _pack(stored, rows[first : first + step], importance.get(stored.tensor.name))
 
 
-def _pack(stored: StoredTensor, rows: Array) -> Packed:
+def _pack(stored: StoredTensor, rows: Array, costs: Floats | None) -> Packed:
     try:
-        return LAYOUTS[stored.scheme].pack(as_float32(rows))
+        return LAYOUTS[stored.scheme].pack(as_float32(rows), costs)
     except LayoutError as failure:
         raise CheckpointError(
             f"tensor '{', '.join(stored.tensor.sources)}': {failure}; if the checkpoint is "

@@ -11,7 +11,7 @@ from mllm_export.errors import LayoutError
 from mllm_export.quantize import ggml
 from mllm_export.quantize.layout import LAYOUTS, stored_bytes
 
-QUANTIZED = [name for name in LAYOUTS.names() if name.startswith("Q")]
+QUANTIZED = [name for name in LAYOUTS.names() if name.startswith(("Q", "IQ"))]
 STEPS = {"Q4_0": 8, "Q5_0": 16, "Q8_0": 127}
 """Steps from zero to the largest value of a block, in the layouts with one scale a block."""
 
@@ -51,14 +51,14 @@ def test_packed_size_is_the_predicted_one(name):
     assert packed.nbytes == stored_bytes(name, rows.shape)
 
 
-@pytest.mark.parametrize("name", ["F32", "F16", "BF16", "Q4_0", "Q5_0", "Q5_1", "Q8_0"])
+@pytest.mark.parametrize("name", ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_bytes_equal_gguf_pys(name, data):
     rows = data.draw(rows_of(name))
     packed = LAYOUTS[name].pack(rows)
     expected = gguf.quantize(rows, gguf_type(name))
-    if name == "Q4_0" or name.startswith("Q5"):
+    if name.startswith(("Q4", "Q5")):
         # A block of zeros: numpy's 0 / -8 is minus zero, and gguf-py stores its sign.
         assert np.array_equal(
             LAYOUTS[name].unpack(packed), gguf.dequantize(expected, gguf_type(name))
@@ -102,8 +102,28 @@ def test_quality_grows_with_bits(name):
     rows = np.random.default_rng(2).standard_normal((64, 1024), dtype=np.float32)
     error = LAYOUTS[name].unpack(LAYOUTS[name].pack(rows)) - rows
     sqnr_db = 10 * np.log10((rows**2).mean() / (error**2).mean())
-    bits = int(name[1])
+    bits = int(name.removeprefix("I")[1])
     assert 6.02 * bits - 6 < sqnr_db < 6.02 * bits + 1
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_importance_moves_the_error_to_columns_that_cost_little(name):
+    generator = np.random.default_rng(5)
+    rows = generator.standard_normal((64, 512), dtype=np.float32)
+    costs = generator.lognormal(0, 2, 512).astype(np.float32)
+
+    def cost(packed):
+        return float((costs * (LAYOUTS[name].unpack(packed) - rows) ** 2).mean())
+
+    plain, weighted = cost(LAYOUTS[name].pack(rows)), cost(LAYOUTS[name].pack(rows, costs))
+    # Q8_0 has one scale that its largest value fixes; ggml ignores importance there.
+    assert weighted == plain if name == "Q8_0" else weighted < 0.95 * plain
+
+
+@pytest.mark.parametrize("bad", [np.ones(511), np.full(512, np.nan)])
+def test_importance_of_other_columns_or_without_value_is_refused(bad):
+    with pytest.raises(LayoutError, match="one finite number for each column"):
+        LAYOUTS["Q4_K"].pack(np.zeros((2, 512), np.float32), bad.astype(np.float32))
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
@@ -133,11 +153,12 @@ def test_float16_refuses_what_it_would_make_infinite():
 @pytest.mark.parametrize("name", LAYOUTS.names())
 def test_threads_and_slabs_give_the_same_bytes(name, monkeypatch):
     rows = np.random.default_rng(3).standard_normal((37, 512), dtype=np.float32)
-    monkeypatch.setattr(ggml, "_MIN_CHUNK_VALUES", 512)
-    threaded = LAYOUTS[name].pack(rows)
-    monkeypatch.setattr(ggml, "_MIN_CHUNK_VALUES", 1 << 30)
-    slabs = [LAYOUTS[name].pack(rows[i : i + 5]) for i in range(0, 37, 5)]
-    assert np.array_equal(threaded, np.concatenate(slabs))
+    for costs in (None, np.random.default_rng(4).random(512, dtype=np.float32)):
+        monkeypatch.setattr(ggml, "_MIN_CHUNK_VALUES", 512)
+        threaded = LAYOUTS[name].pack(rows, costs)
+        monkeypatch.setattr(ggml, "_MIN_CHUNK_VALUES", 1 << 30)
+        slabs = [LAYOUTS[name].pack(rows[i : i + 5], costs) for i in range(0, 37, 5)]
+        assert np.array_equal(threaded, np.concatenate(slabs))
 
 
 def test_rows_need_not_be_contiguous():
@@ -147,8 +168,8 @@ def test_rows_need_not_be_contiguous():
 
 
 def test_an_unknown_layout_is_answered_with_near_names():
-    with pytest.raises(LayoutError, match="unknown layout 'Q4_1'; did you mean"):
-        LAYOUTS["Q4_1"]
+    with pytest.raises(LayoutError, match="unknown layout 'Q4_2'; did you mean"):
+        LAYOUTS["Q4_2"]
 
 
 def test_fallbacks_end_in_a_layout_that_holds_every_row():

@@ -11,6 +11,7 @@ from mllm_export.quantize.recipe import (
     load_recipe,
     recipe_names,
 )
+from mllm_export.quantize.selectors import Facts
 
 UNTIED = [
     Storable(shape=(512, 256), names=("token_embd.weight",)),
@@ -31,7 +32,10 @@ def schemes(made, tensors):
 
 
 def test_the_built_in_recipes_are_these():
-    assert recipe_names() == ["f16", "int4", "int8"]
+    names = (
+        "f16 int4 int8 iq4_nl iq4_xs q2_k q3_k_l q3_k_m q3_k_s q4_0 q4_1 q4_k_m q4_k_s q5_0 q5_1"
+    )
+    assert recipe_names() == [*names.split(), "q5_k_m", "q5_k_s", "q6_k", "q8_0"]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +104,12 @@ def test_rows_that_blocks_do_not_divide_fall_back_with_a_note(asked, cols, chose
     ("changes", "words"),
     [
         ({"tower_scheme": "w8a16"}, "unknown tower scheme 'w8a16'; did you mean w8a8"),
-        ({"decoder_scheme": "Q4_1"}, "unknown decoder scheme 'Q4_1'; did you mean Q"),
+        ({"decoder_scheme": "Q4_2"}, "unknown decoder scheme 'Q4_2'; did you mean Q"),
+        ({"decoder_scheme": "Q9_K_M"}, "unknown decoder scheme 'Q9_K_M'"),
+        (
+            {"decoder": (Rule(tensors="*", scheme="F16", layers="last 2"),)},
+            r"rule '\*': layers = 'last 2' is no choice of layers; write all, more_bits, first N",
+        ),
         (
             {"decoder": (Rule(tensors="*", scheme="q6k"),)},
             r"rule '\*': unknown decoder scheme 'q6k'",
@@ -149,3 +158,60 @@ def test_a_wrong_file_is_refused_by_key(text, words, tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(RecipeError, match=r"none\.toml is missing"):
         load_recipe(tmp_path / "none.toml")
+
+
+def layers(count):
+    return [Storable(shape=(8, 256), names=(f"blk.{at}.ffn_down.weight",)) for at in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("word", "count", "expected"),
+    [
+        ("all", 3, [0, 1, 2]),
+        ("first 2", 4, [0, 1]),
+        ("first 1/8", 24, [0, 1, 2]),
+        ("first 1/8", 4, []),
+        ("more_bits", 4, [2, 3]),
+        ("more_bits", 24, [0, 1, 2, 5, 8, 11, 14, 17, 20, 21, 22, 23]),
+    ],
+)
+def test_a_rule_may_mean_some_of_the_layers(word, count, expected):
+    some = Rule(tensors="*.ffn_down.weight", layers=word, scheme="Q6_K")
+    chosen = schemes(recipe(some, Rule(tensors="*", scheme="Q4_K", optional=True)), layers(count))
+    assert [at for at, scheme in enumerate(chosen) if scheme == "Q6_K"] == expected
+
+
+@pytest.mark.parametrize(
+    ("when", "facts", "holds"),
+    [
+        ("imatrix", Facts(imatrix=True), True),
+        ("imatrix", Facts(), False),
+        ("no imatrix", Facts(), True),
+        ("gqa of 4", Facts(gqa=4), True),
+        ("gqa of 4", Facts(gqa=3), False),
+        ("gqa under 4", Facts(gqa=3), True),
+    ],
+)
+def test_a_rule_may_wait_for_an_importance_matrix_or_grouped_heads(when, facts, holds):
+    made = recipe(
+        Rule(tensors="*.ffn_down.weight", when=when, scheme="Q6_K"),
+        Rule(tensors="*", scheme="Q4_K", optional=True),
+    )
+    (choice,) = choose_layouts(made, layers(1), facts)
+    assert choice.scheme == ("Q6_K" if holds else "Q4_K")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("blk.0.attn_norm.weight", (256,)),
+        ("blk.0.attn_q.bias", (256,)),
+        ("blk.0.ssm_conv1d.weight", (512, 4)),
+        ("blk.0.ssm_a", (512, 16)),
+        ("position_embd.weight", (64, 256)),
+    ],
+)
+def test_what_llama_cpp_keeps_in_float32_stays_so_whatever_the_recipe_says(name, shape):
+    made = recipe(Rule(tensors="*", scheme="Q4_K"))
+    (choice,) = choose_layouts(made, [Storable(shape=shape, names=(name,))])
+    assert (choice.scheme, choice.note) == ("F32", "")
