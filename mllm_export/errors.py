@@ -28,6 +28,10 @@ class RecipeError(PlanError):
     """A recipe names a scheme or a tensor pattern that does not exist."""
 
 
+class CalibrationError(PlanError):
+    """An importance matrix or a calibration set is broken, or is not this model's."""
+
+
 class TargetError(PlanError):
     """A target is unknown, or its file is not valid."""
 
