@@ -25,6 +25,7 @@ from mllm_export.errors import BuildError, MllmExportError
 from mllm_export.export.artifact import ARTIFACTS, FLOAT_TOWER, Work
 from mllm_export.export.child import os_failure
 from mllm_export.export.family import Reading
+from mllm_export.export.parts import TOKENIZERS
 from mllm_export.export.target import Target
 from mllm_export.plan import Plan
 from mllm_export.progress import Progress, silent
@@ -127,7 +128,7 @@ def _write_artifacts(work: Work, progress: Progress) -> Path | None:
 
 def _copy_tokenizer(reading: Reading, checkpoint: Checkpoint, folder: Path) -> None:
     (folder / "tokenizer").mkdir()
-    for name in (reading.spec.tokenizer.file, "tokenizer_config.json", "special_tokens_map.json"):
+    for name in TOKENIZERS[reading.spec.tokenizer.kind].files:
         source = checkpoint.path / name
         if source.is_file():
             shutil.copyfile(source, folder / "tokenizer" / name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -89,8 +89,12 @@ class GgufField:
 class Decoder(Protocol):
     """A language model that llama.cpp runs."""
 
-    def read_spec(self, config: Config) -> DecoderSpec:
-        """Sizes from the published config."""
+    def read_spec(self, config: Config, names: Collection[str] = ()) -> DecoderSpec:
+        """Sizes from the published config.
+
+        `names` are the checkpoint's tensors below the family's prefix, by which a kind with
+        several published namings tells them apart; none where no weights are there yet.
+        """
 
     def parameters(self, spec: DecoderSpec) -> Mapping[str, Shape]:
         """Published name to shape."""
@@ -111,11 +115,17 @@ class Decoder(Protocol):
 class Tokenizer(Protocol):
     """A kind of tokenizer: how it is read and what llama.cpp needs of it."""
 
+    files: tuple[str, ...]
+    """What a published tokenizer of this kind may consist of; a bundle takes those there are."""
+
     def read_spec(self, folder: Path, config: Config) -> TokenizerSpec:
         """Files and special ids of the checkpoint's tokenizer."""
 
     def metadata(self, folder: Path, spec: TokenizerSpec, vocab: int) -> tuple[GgufField, ...]:
         """tokenizer.ggml.* keys; rows past the tokenizer's own are padding."""
+
+    def write_random(self, folder: Path, rows: int) -> None:
+        """Published files of a small tokenizer for a model of so many rows, for tests."""
 
 
 ENCODERS: Catalog[Encoder] = Catalog("mllm_export.export.encoders", "ENCODER", "encoder")

@@ -9,7 +9,7 @@ from pathlib import Path
 from mllm_export.export.llava_layout import VICUNA_SYSTEM
 
 _TRAINED_PIECES = 420
-_TEXT = (
+TEXT = (
     VICUNA_SYSTEM,
     "USER: What colour is the circle? ASSISTANT: red",
     "USER: How many squares are there in the picture? ASSISTANT: three",
@@ -49,7 +49,7 @@ def _model(vocab: int) -> bytes:
 
     trained = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(_TEXT * 4),
+        sentence_iterator=iter(TEXT * 4),
         model_writer=trained,
         model_type="bpe",
         vocab_size=min(vocab, _TRAINED_PIECES),

@@ -23,6 +23,10 @@ _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLES = ("model.safetensors", "pytorch_model.bin")
 
 
+_SIDE_FILES = {".json", ".model", ".txt"}
+"""Configs and tokenizers: what stands beside the weights and the export may depend on."""
+
+
 @record
 class SourceFile:
     """A file the export was made from; `path` is relative to the checkpoint's parent."""
@@ -69,6 +73,11 @@ class Folder:
                     )
                 found[name] = (shard, info)
         return found
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there is a tensor file or an index of some."""
+        return any((self.path / name).is_file() for name in _INDEXES + _SINGLES)
 
     def _indexed(self, index: str) -> list[Path]:
         file = self.path / index
@@ -177,6 +186,11 @@ class Checkpoint:
         """Shape of every tensor; see `infos`."""
         return {name: info.shape for name, info in self.infos(tower).items()}
 
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Stored tensors by name, without the tower's folder; none where there are no weights."""
+        return frozenset(self.main.tensors) if self.main.has_weights else frozenset()
+
     def read(self, name: str) -> Array:
         """A read-only, memory-mapped view of one tensor in its stored dtype."""
         if name.startswith(TOWER_PREFIX):
@@ -195,7 +209,7 @@ class Checkpoint:
 
 def _source_paths(folder: Folder) -> list[Path]:
     weights = [shard.path for shard in folder.shards]
-    side = [p for p in folder.path.iterdir() if p.suffix in {".json", ".model"} and p.is_file()]
+    side = [p for p in folder.path.iterdir() if p.suffix in _SIDE_FILES and p.is_file()]
     return sorted(set(weights + side))
 
 

@@ -58,6 +58,14 @@ class Config:
         """A list of numbers."""
         return tuple(float(value) for value in self._get(key, (list,), "a list", REQUIRED))
 
+    def items(self, key: str) -> tuple[object, ...]:
+        """A list of anything."""
+        return tuple(self._get(key, (list,), "a list", REQUIRED))
+
+    def plain(self) -> Mapping[str, object]:
+        """The object itself, for one whose keys are data."""
+        return self._data
+
     def section(self, key: str) -> Config:
         """A nested object."""
         return Config(self._get(key, (dict,), "an object", REQUIRED), f"{self.file}: {key}")

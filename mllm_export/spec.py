@@ -119,9 +119,15 @@ class DecoderSpec:
     rope_scaling: RopeScaling | None
     tied_head: bool
     """True: the output head is the token embedding; the checkpoint stores no head."""
+    rotary_dim: int = 0
+    """Values at the front of each head that positions turn; 0 for the whole head."""
+    layout: str = ""
+    """Which of its published namings the checkpoint has, where a kind has several."""
 
     def __post_init__(self) -> None:
         """Check that heads divide as grouped-query attention needs."""
+        if not 0 <= self.rotary_dim <= self.head_dim:
+            raise SpecError(f"positions turn {self.rotary_dim} values of {self.head_dim} per head")
         if self.heads % self.kv_heads:
             raise SpecError(f"{self.heads} heads cannot share {self.kv_heads} KV heads evenly")
 
@@ -130,15 +136,19 @@ class DecoderSpec:
 class TokenizerSpec:
     """Where the tokenizer is and which ids are special."""
 
-    kind: Literal["sentencepiece"]
+    kind: str
+    """A file in export/tokenizers."""
     file: str
-    """File name inside the checkpoint folder."""
+    """File name of the vocabulary inside the checkpoint folder."""
     vocab: int
     bos_id: int
     eos_id: int
     unk_id: int
     pad_id: int | None
     add_bos: bool
+    decoding: Literal["sentencepiece", "bytes"] = "sentencepiece"
+    """How ids become text. sentencepiece: without the blank in front of the first word, a mark
+    for each byte that is not UTF-8; bytes: as they stand, a mark for each run of such bytes."""
 
 
 @record

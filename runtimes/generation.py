@@ -52,6 +52,8 @@ class StopRules:
     ids: frozenset[int]
     strings: tuple[str, ...]
     max_tokens: int
+    decoding: Literal["sentencepiece", "bytes"] = "sentencepiece"
+    """How ids become text; see TokenizerSpec."""
 
 
 class Generation:
@@ -62,7 +64,7 @@ class Generation:
         self._decoder = decoder
         self._sampler = sampler
         self._rules = rules
-        self._text = TextStream(rules.strings)
+        self._text = TextStream(rules.strings, rules.decoding)
 
     def steps(self, segments: Sequence[Segment], images: ImageTime) -> Iterator[Step]:
         """Prefill, then one step per token, the last with a reason to finish."""

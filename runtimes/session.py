@@ -106,6 +106,7 @@ class Session:
             ids=frozenset((*self.spec.prompt.stop_ids, self.spec.tokenizer.eos_id)),
             strings=self.spec.prompt.stop_strings,
             max_tokens=max_tokens,
+            decoding=self.spec.tokenizer.decoding,
         )
         answer = Generation(self._decoder, Sampler(settings), rules)
         return self._stream(answer.steps(segments, images_ms))

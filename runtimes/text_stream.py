@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from typing import Literal
 
 from mllm_export.runtimes.stopping import StopStrings
 
@@ -19,18 +20,26 @@ def _mark_each_byte(failure: UnicodeError) -> tuple[str, int]:
 codecs.register_error("mllm_export.mark_each_byte", _mark_each_byte)
 
 
-class TextStream:
-    """Bytes of tokens in, text out: UTF-8 whole, stop strings cut, the first blank dropped.
+_ERRORS = {"sentencepiece": "mllm_export.mark_each_byte", "bytes": "replace"}
 
-    The first blank is the one SentencePiece puts before every text and takes away on decoding.
-    The joined text equals `SentencePieceProcessor.decode` of the same ids.
+
+class TextStream:
+    """Bytes of tokens in, text out: UTF-8 whole, stop strings cut.
+
+    With `sentencepiece` the first blank is dropped: SentencePiece puts it before every text and
+    takes it away on decoding. The joined text equals what the original tokenizer's `decode` gives
+    for the same ids, without its cleaning up of blanks before punctuation.
     """
 
-    def __init__(self, stops: tuple[str, ...]) -> None:
-        """`stops` end the text; see `StopStrings`."""
-        self._decoder = codecs.getincrementaldecoder("utf-8")("mllm_export.mark_each_byte")
+    def __init__(
+        self,
+        stops: tuple[str, ...],
+        decoding: Literal["sentencepiece", "bytes"] = "sentencepiece",
+    ) -> None:
+        """`stops` end the text, see `StopStrings`; `decoding` is the spec's, of its tokenizer."""
+        self._decoder = codecs.getincrementaldecoder("utf-8")(_ERRORS[decoding])
         self._stops = StopStrings(stops)
-        self._started = False
+        self._started = decoding != "sentencepiece"
 
     @property
     def stopped(self) -> bool:

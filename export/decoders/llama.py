@@ -5,7 +5,7 @@ Source: llama.cpp, conversion/llama.py and conversion/base.py, which this file a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 
 from mllm_export.config import Config
@@ -41,7 +41,7 @@ the order upstream's converter keeps."""
 class Llama:
     """Parameter names are those of transformers' LlamaForCausalLM."""
 
-    def read_spec(self, config: Config) -> DecoderSpec:
+    def read_spec(self, config: Config, names: Collection[str] = ()) -> DecoderSpec:
         """Sizes from the published config.
 
         Only transformers' own keys are read: MobileVLM's 3B config also holds another
@@ -50,6 +50,7 @@ class Llama:
         Raises: CheckpointError for a missing or wrong key, UnsupportedModelError for a variant
         that llama.cpp's `llama` architecture does not compute.
         """
+        del names
         _refuse_variants(config)
         heads = config.positive("num_attention_heads")
         width = config.positive("hidden_size")

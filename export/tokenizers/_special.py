@@ -9,6 +9,9 @@ from mllm_export.config import Config, read_json_object
 from mllm_export.errors import CheckpointError
 from mllm_export.records import record
 
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
+"""Which token is which, in the order in which the files are asked."""
+
 
 @record
 class SpecialTokens:
@@ -24,15 +27,17 @@ class SpecialTokens:
 
 
 def read_special_tokens(
-    folder: Path, config: Config | None, ids: Mapping[str, int]
+    folder: Path, config: Config | None, ids: Mapping[str, int], *, adds_bos: bool = True
 ) -> SpecialTokens:
     """From tokenizer_config.json, then special_tokens_map.json, then config.json.
 
-    Source of the defaults: transformers, LlamaTokenizer (add_bos_token True, add_eos_token False).
+    `adds_bos` is what stands for an absent add_bos_token.
+    Source of the defaults: transformers, LlamaTokenizer (add_bos_token True, add_eos_token False),
+    CodeGenTokenizer (both False).
 
     Raises: CheckpointError for a special token that is not in the vocabulary.
     """
-    files = [folder / "tokenizer_config.json", folder / "special_tokens_map.json"]
+    files = [folder / name for name in SETTINGS]
     tables = [(path, read_json_object(path)) for path in files if path.is_file()]
 
     def token_id(name: str) -> int | None:
@@ -55,7 +60,7 @@ def read_special_tokens(
         eos_id=token_id("eos"),
         unk_id=token_id("unk"),
         pad_id=token_id("pad"),
-        add_bos=settings.flag("add_bos_token", True),
+        add_bos=settings.flag("add_bos_token", adds_bos),
         add_eos=settings.flag("add_eos_token", False),
         add_prefix_space=settings.flag("add_prefix_space") if has_prefix else None,
     )

@@ -82,10 +82,11 @@ def add_tokens(folder: Path, vocabulary: Vocabulary) -> Vocabulary:
 def _added_type(token: str, special: bool | None) -> int:
     if special is None:
         return USER_DEFINED
-    return CONTROL if special or _looks_special(token) else USER_DEFINED
+    return CONTROL if special or looks_special(token) else USER_DEFINED
 
 
-def _looks_special(token: str) -> bool:
+def looks_special(token: str) -> bool:
+    """Whether upstream takes an added token for a control token by its looks."""
     return token in _LOOK_SPECIAL or any(
         token.startswith(start) and token.endswith(end) for start, end in _SPECIAL_FORMS
     )

@@ -12,7 +12,13 @@ from typing import Any
 from mllm_export.config import Config
 from mllm_export.errors import CheckpointError, UnsupportedModelError
 from mllm_export.export.parts import GgufField
-from mllm_export.export.tokenizers._special import SpecialTokens, read_special_tokens
+from mllm_export.export.random_tokenizer import write_tokenizer
+from mllm_export.export.tokenizers._fields import field, id_fields
+from mllm_export.export.tokenizers._special import (
+    SETTINGS,
+    SpecialTokens,
+    read_special_tokens,
+)
 from mllm_export.export.tokenizers._vocabulary import Vocabulary, add_tokens
 from mllm_export.spec import TokenizerSpec
 
@@ -23,6 +29,8 @@ _BPE = 2
 
 class SentencePiece:
     """`tokenizer.model` and the JSON files beside it."""
+
+    files = (_FILE, "added_tokens.json", *SETTINGS)
 
     def read_spec(self, folder: Path, config: Config) -> TokenizerSpec:
         """Files and special ids of the checkpoint's tokenizer.
@@ -53,6 +61,10 @@ class SentencePiece:
             add_bos=special.add_bos,
         )
 
+    def write_random(self, folder: Path, rows: int) -> None:
+        """LLaMA's settings, a token for every row."""
+        write_tokenizer(folder, rows)
+
     def metadata(self, folder: Path, spec: TokenizerSpec, vocab: int) -> tuple[GgufField, ...]:
         """tokenizer.ggml.* keys; rows past the tokenizer's own are padding.
 
@@ -63,29 +75,16 @@ class SentencePiece:
         special = read_special_tokens(folder, None, vocabulary.ids())
         prefix = proto.normalizer_spec.add_dummy_prefix
         return (
-            _field("model", "llama", "STRING"),
-            _field("pre", "default", "STRING"),
-            _field("tokens", vocabulary.tokens, "ARRAY"),
-            _field("scores", vocabulary.scores, "ARRAY"),
-            _field("token_type", vocabulary.types, "ARRAY"),
-            *_id_fields(spec),
-            _field("add_bos_token", spec.add_bos, "BOOL"),
-            _field("add_eos_token", special.add_eos, "BOOL"),
+            field("model", "llama", "STRING"),
+            field("pre", "default", "STRING"),
+            field("tokens", vocabulary.tokens, "ARRAY"),
+            field("scores", vocabulary.scores, "ARRAY"),
+            field("token_type", vocabulary.types, "ARRAY"),
+            *id_fields(spec),
+            field("add_bos_token", spec.add_bos, "BOOL"),
+            field("add_eos_token", special.add_eos, "BOOL"),
             *_prefix_fields(special, prefix),
         )
-
-
-def _field(key: str, value: object, kind: str) -> GgufField:
-    return GgufField(key=f"tokenizer.ggml.{key}", value=value, kind=kind)
-
-
-def _id_fields(spec: TokenizerSpec) -> list[GgufField]:
-    ids = {"bos": spec.bos_id, "eos": spec.eos_id, "unknown": spec.unk_id, "padding": spec.pad_id}
-    return [
-        _field(f"{name}_token_id", token_id, "UINT32")
-        for name, token_id in ids.items()
-        if token_id is not None
-    ]
 
 
 def _prefix_fields(special: SpecialTokens, trained: bool) -> list[GgufField]:
@@ -93,7 +92,7 @@ def _prefix_fields(special: SpecialTokens, trained: bool) -> list[GgufField]:
     asked = trained if special.add_prefix_space is None else special.add_prefix_space
     if special.add_prefix_space is None and asked:
         return []
-    return [_field("add_space_prefix", asked, "BOOL")]
+    return [field("add_space_prefix", asked, "BOOL")]
 
 
 def _required(folder: Path, name: str, named: int | None, trained: int) -> int:

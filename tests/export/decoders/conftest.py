@@ -17,6 +17,8 @@ from mllm_export.export.random_checkpoint import random_tensor
 from mllm_export.export.random_tokenizer import write_tokenizer
 from mllm_export.quantize.recipe import Recipe, Rule
 
+sys.path.insert(0, str(Path(__file__).parent))
+
 ROOT = Path(__file__).parents[3]
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -74,11 +76,11 @@ def llama_folder():
 def write_gguf():
     """Writes a checkpoint folder's GGUF file with our code."""
 
-    def write(folder, path, recipe=FLOAT32, decoder=None):
+    def write(folder, path, recipe=FLOAT32, decoder=None, tokenizer="sentencepiece"):
         decoder = decoder or DECODERS["llama"]
-        tokenizer = TOKENIZERS["sentencepiece"]
+        tokenizer = TOKENIZERS[tokenizer]
         checkpoint = Checkpoint(folder)
-        spec = decoder.read_spec(checkpoint.config)
+        spec = decoder.read_spec(checkpoint.config, checkpoint.names)
         plan = plan_decoder_tensors(spec, recipe, {n: n for n in decoder.parameters(spec)})
         tensors = gguf_tensors(spec, plan)
         ids = tokenizer.read_spec(folder, checkpoint.config)
