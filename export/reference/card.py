@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from mllm_export.export.reference.evaluate import Score
 from mllm_export.export.reference.spec import ReferenceSpec
+from mllm_export.export.reference.twin import DEFAULT_TWIN, TWINS
 
 DIGITS = (
     "E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning\n"
@@ -40,7 +41,7 @@ def _scores(measured: Measured) -> str:
 
 def card(spec: ReferenceSpec, measured: Measured) -> str:
     """The text of `CARD.md`."""
-    plan, vision, decoder = spec.schedule, spec.vision, spec.decoder
+    twin, plan, vision, decoder = TWINS[spec.twin], spec.schedule, spec.vision, spec.decoder
     answer, share = measured.most_common
     parts = _table(
         ("part", "parameters"), [(part, f"{n:,}") for part, n in measured.parameters.items()]
@@ -53,27 +54,32 @@ def card(spec: ReferenceSpec, measured: Measured) -> str:
         [(name, f"{s / 60:.1f} min") for name, s in measured.stage_s.items()],
     )
     tower_text = (
-        f"CLIP ViT (336 px, patch 14, width {vision.width}, {vision.layers} layers, "
-        f"{vision.heads} heads, hidden state {vision.select_layer} selected)"
+        f"CLIP ViT ({vision.image_px} px, patch {vision.patch_px}, width {vision.width}, "
+        f"{vision.layers} layers, {vision.heads} heads, hidden state {vision.select_layer} "
+        "selected)"
     )
     decoder_text = (
-        f"LLaMA decoder (width {decoder.width}, {decoder.layers} layers, {decoder.heads} heads, "
-        f"MLP {decoder.mlp_width}, vocabulary {decoder.vocab})"
+        f"{twin.decoder_title} decoder (width {decoder.width}, {decoder.layers} layers, "
+        f"{decoder.heads} heads, MLP {decoder.mlp_width}, vocabulary {decoder.vocab})"
     )
+    parts_text = "\n".join(
+        (f"- {tower_text}", f"- Projector `{spec.projector}`, {spec.image_tokens} tokens",
+         f"- {decoder_text}")
+    )  # fmt: skip
+    checkpoint = "" if spec.twin == DEFAULT_TWIN else " --checkpoint DIR/checkpoint"
+    chosen = "" if spec.twin == DEFAULT_TWIN else f"--twin {spec.twin} "
     return f"""# Reference checkpoint
 
-A small MobileVLM V2, trained from scratch to answer questions about drawn pictures: shapes in
+A small {twin.title}, trained from scratch to answer questions about drawn pictures: shapes in
 seven colors and handwritten digits, on light backgrounds, at several aspect ratios. It exists to
 measure what an export loses; it is of no other use. The files are laid out as the authors of
-MobileVLM V2 lay out theirs.
+{twin.title} lay out theirs.
 
 ## Parts
 
-- {tower_text}
-- Projector `{spec.projector}`, {spec.image_tokens} tokens
-- {decoder_text}
+{parts_text}
 
-All weights are stored in bfloat16, the tower twice: in the checkpoint and in its own folder.
+{twin.layout}
 
 {parts}
 
@@ -82,7 +88,7 @@ All weights are stored in bfloat16, the tower twice: in the checkpoint and in it
 ## Scores
 
 {measured.score.count} questions on held-out pictures, answered greedily in float32 arithmetic on
-the stored values. An answer counts if it is the expected text exactly and ends with `</s>`.
+the stored values. An answer counts if it is the expected text exactly and ends with `{twin.eos}`.
 Scenes and digits of this set were never trained on. The most common answer, "{answer}", would be
 right for {100 * share:.1f} % of the questions.
 
@@ -90,7 +96,7 @@ right for {100 * share:.1f} % of the questions.
 
 ## How it was made
 
-    python -m mllm_export.export.reference.train --out DIR --work DIR --seed {spec.seed}
+    python -m mllm_export.export.reference.train {chosen}--out DIR --work DIR --seed {spec.seed}
 
 1. {plan.pictures:,} pictures are drawn.
 2. The tower trains {plan.tower_steps:,} steps of {plan.tower_batch} pictures on the label of
@@ -105,7 +111,7 @@ Two CPU cores, bfloat16 autocast; Muon for matrices, AdamW for the rest.
 
 Score it again:
 
-    python -m mllm_export.export.reference.evaluate
+    python -m mllm_export.export.reference.evaluate{checkpoint}
 
 ## Licence
 

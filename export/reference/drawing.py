@@ -9,8 +9,6 @@ from PIL import Image, ImageDraw
 from mllm_export.export.reference.digits import load_digit_set
 from mllm_export.export.reference.scenes import COLORS, DIGIT, PLACES, SHAPES, Scene, Thing
 
-IMAGE_PX = 336
-GRID = 24  # patches of 14 px a side
 FILL = (122, 116, 104)  # Source: MobileVLM's expand2square, int(255 * CLIP mean)
 OVERSAMPLE = 3
 COLOR_JITTER = 12
@@ -103,22 +101,22 @@ def draw(scene: Scene) -> Image.Image:
     return picture
 
 
-def square_pixels(picture: Image.Image) -> NDArray[np.uint8]:
-    """Pad to a square and resize, as MobileVLM's `pad` does before it normalises.
+def square_pixels(picture: Image.Image, image_px: int) -> NDArray[np.uint8]:
+    """Pad to a square and resize, as LLaVA's `pad` does before it normalises.
 
-    Shapes: any RGB picture -> u8[336, 336, 3].
+    Shapes: any RGB picture -> u8[px, px, 3].
     """
     side = max(picture.size)
     canvas = Image.new("RGB", (side, side), FILL)
     canvas.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    if side != IMAGE_PX:
-        canvas = canvas.resize((IMAGE_PX, IMAGE_PX), Image.Resampling.BICUBIC)
+    if side != image_px:
+        canvas = canvas.resize((image_px, image_px), Image.Resampling.BICUBIC)
     return np.asarray(canvas)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchLabels:
-    """What each patch of a padded picture belongs to; 0 is background. Shapes: i8[24, 24]."""
+    """What each patch of a padded picture belongs to; 0 is background. Shapes: i8[grid, grid]."""
 
     kind: NDArray[np.int8]  # 1 + place in KINDS
     color: NDArray[np.int8]  # 1 + place in COLORS
@@ -126,12 +124,12 @@ class PatchLabels:
     centre: NDArray[np.int8]  # 1 on the patch that holds a thing's centre
 
 
-def patch_labels(scene: Scene) -> PatchLabels:
+def patch_labels(scene: Scene, grid: int) -> PatchLabels:
     """Label the patches of the scene's padded picture; IGNORE near the edge of a thing."""
     side = max(scene.width, scene.height)
-    scale = GRID / side
-    rows, columns = np.indices((GRID, GRID)) + 0.5
-    kind, color, place, centre = np.zeros((4, GRID, GRID), dtype=np.int8)
+    scale = grid / side
+    rows, columns = np.indices((grid, grid)) + 0.5
+    kind, color, place, centre = np.zeros((4, grid, grid), dtype=np.int8)
     for thing in scene.things:
         x = (thing.x + (side - scene.width) // 2) * scale
         y = (thing.y + (side - scene.height) // 2) * scale

@@ -14,13 +14,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPImageProcessor, LlamaTokenizer
+from transformers import CLIPImageProcessor
 
 from mllm_export.export.reference.drawing import FILL
-from mllm_export.export.reference.export_checkpoint import PROJECTOR, TOWER
 from mllm_export.export.reference.model import ReferenceModel
-from mllm_export.export.reference.spec import DecoderSizes, ReferenceSpec, VisionSizes
-from mllm_export.export.reference.tokenizer import EOS, Prompts
+from mllm_export.export.reference.tokenizer import Prompts
+from mllm_export.export.reference.twin import twin_of
 
 NEW_TOKENS = 8
 BATCH = 50
@@ -38,7 +37,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """Shares of exact answers, 0..1. An answer without `</s>` counts as wrong."""
+    """Shares of exact answers, 0..1. An answer without its end token counts as wrong."""
 
     count: int
     exact: float
@@ -64,45 +63,15 @@ def most_common_share(questions: list[Asked]) -> tuple[str, float]:
     return answer, count / len(questions)
 
 
-def spec_of(folder: Path) -> ReferenceSpec:
-    """Read the sizes back from the written files."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    tower = folder.parent / config["mm_vision_tower"].rpartition("/")[2]
-    vision = json.loads((tower / "config.json").read_text(encoding="utf-8"))["vision_config"]
-    return ReferenceSpec(
-        tower_name=config["mm_vision_tower"],
-        projector=config["mm_projector_type"],
-        vision=VisionSizes(
-            image_px=vision["image_size"],
-            patch_px=vision["patch_size"],
-            width=vision["hidden_size"],
-            heads=vision["num_attention_heads"],
-            layers=vision["num_hidden_layers"],
-            mlp_width=vision["intermediate_size"],
-            select_layer=config["mm_vision_select_layer"],
-        ),
-        decoder=DecoderSizes(
-            width=config["hidden_size"],
-            heads=config["num_attention_heads"],
-            layers=config["num_hidden_layers"],
-            mlp_width=config["intermediate_size"],
-            vocab=config["vocab_size"],
-            context_tokens=config["max_position_embeddings"],
-        ),
-    )
-
-
 def load_model(folder: Path) -> ReferenceModel:
     """Fill transformers' modules with the checkpoint's tensors, all of them, in float32."""
-    model = ReferenceModel(spec_of(folder))
-    state: dict[str, Tensor] = torch.load(folder / "pytorch_model.bin", weights_only=True)
-    parts: dict[str, dict[str, Tensor]] = {"": {}, TOWER: {}, PROJECTOR: {}}
-    for name, value in state.items():
-        prefix = next((p for p in (TOWER, PROJECTOR) if name.startswith(p)), "")
-        parts[prefix][name.removeprefix(prefix)] = value.float()
-    model.decoder.load_state_dict(parts[""])
-    model.tower.load_state_dict(parts[TOWER])
-    model.projector.load_state_dict(parts[PROJECTOR])
+    twin = twin_of(folder)
+    model, parts = ReferenceModel(twin.read_spec(folder)), twin.read_parts(folder)
+    for module, state in (
+        (model.tower, parts.tower), (model.projector, parts.projector),
+        (model.decoder, parts.decoder),
+    ):  # fmt: skip
+        module.load_state_dict({name: value.float() for name, value in state.items()})
     return model.eval()
 
 
@@ -119,11 +88,11 @@ class Evaluator:
 
     def __init__(self, folder: Path) -> None:
         self._model = load_model(folder)
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        tower = folder.parent / config["mm_vision_tower"].rpartition("/")[2]
-        self._processor = CLIPImageProcessor.from_pretrained(tower)
-        self._tokenizer = LlamaTokenizer.from_pretrained(folder)
-        self._prompts = Prompts(self._tokenizer)
+        twin = twin_of(folder)
+        self._eos = twin.eos
+        self._processor = CLIPImageProcessor.from_pretrained(twin.processor_folder(folder))
+        self._tokenizer = twin.open_tokenizer(folder)
+        self._prompts = Prompts(self._tokenizer, twin.eos)
 
     def image_rows(self, pictures: list[Image.Image]) -> Tensor:
         """Shapes: pictures of any size -> f32[B, 144, width]."""
@@ -133,7 +102,7 @@ class Evaluator:
         return rows
 
     def answers(self, images: Tensor, questions: list[str]) -> list[str]:
-        """Greedy answers, still with `</s>`; one image for each question."""
+        """Greedy answers, still with the end token; one image for each question."""
         embed = self._model.decoder.model.embed_tokens
         before = embed(torch.tensor(self._prompts.before))
         rows = [
@@ -146,8 +115,9 @@ class Evaluator:
         for at, row in enumerate(rows):
             filled[at, longest - len(row) :], mask[at, longest - len(row) :] = row, 1
         made = self._model.decoder.generate(
-            inputs_embeds=filled, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False
-        )
+            inputs_embeds=filled, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False,
+            eos_token_id=self._tokenizer.eos_token_id, pad_token_id=self._tokenizer.eos_token_id,
+        )  # fmt: skip
         texts: list[str] = self._tokenizer.batch_decode(made)
         return texts
 
@@ -169,7 +139,7 @@ class Evaluator:
             for asked, text in zip(
                 batch, self.answers(images, [asked.question for asked in batch]), strict=True
             ):
-                answer, ended, _ = text.partition(EOS)
+                answer, ended, _ = text.partition(self._eos)
                 is_right = bool(ended) and answer.strip() in asked.answers
                 right[asked.kind].append(is_right)
                 if not is_right:

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mllm_export.export.reference.digits import load_digit_set
-from mllm_export.export.reference.drawing import GRID, IMAGE_PX, draw, patch_labels, square_pixels
+from mllm_export.export.reference.drawing import draw, patch_labels, square_pixels
 from mllm_export.export.reference.scenes import Scene, make_scene
+from mllm_export.export.reference.spec import ReferenceSpec
 
 CHUNK = 250
 # Scene seeds: training scenes count from the pool's seed times this, other splits lie beyond.
@@ -27,7 +28,10 @@ def scene_of(seed: int, index: int, split: str = "train") -> Scene:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PicturePool:
-    """Shapes: pixels u8[N, 336, 336, 3]; labels i8[N, 4, 24, 24] (kind, color, place, centre)."""
+    """What a tower is trained on.
+
+    Shapes: pixels u8[N, px, px, 3]; labels i8[N, 4, grid, grid] (kind, color, place, centre).
+    """
 
     seed: int
     pixels: NDArray[np.uint8]
@@ -48,23 +52,25 @@ def _fill(job: tuple[Path, int, int, int]) -> int:
     labels = np.load(folder / "labels.npy", mmap_mode="r+")
     for index in range(start, stop):
         scene = scene_of(seed, index)
-        pixels[index] = square_pixels(draw(scene))
-        made = patch_labels(scene)
+        pixels[index] = square_pixels(draw(scene), pixels.shape[1])
+        made = patch_labels(scene, labels.shape[2])
         labels[index] = np.stack([made.kind, made.color, made.place, made.centre])
     return stop
 
 
-def draw_pool(folder: Path, seed: int, count: int, workers: int) -> Iterator[int]:
+def draw_pool(folder: Path, spec: ReferenceSpec, workers: int) -> Iterator[int]:
     """Draw the pool unless the folder holds it; yields how many pictures are done."""
     done = folder / "done.json"
-    wanted = {"seed": seed, "count": count}
+    seed, count = spec.seed, spec.schedule.pictures
+    image_px, grid = spec.vision.image_px, spec.vision.grid
+    wanted = {"seed": seed, "count": count, "image_px": image_px, "grid": grid}
     if done.exists() and json.loads(done.read_text()) == wanted:
         return
     folder.mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)
     for name, shape, kind in (
-        ("pixels", (count, IMAGE_PX, IMAGE_PX, 3), np.uint8),
-        ("labels", (count, 4, GRID, GRID), np.int8),
+        ("pixels", (count, image_px, image_px, 3), np.uint8),
+        ("labels", (count, 4, grid, grid), np.int8),
     ):
         np.lib.format.open_memmap(
             folder / f"{name}.npy", mode="w+", dtype=kind, shape=shape

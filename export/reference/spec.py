@@ -15,6 +15,11 @@ class VisionSizes:
     mlp_width: int = 512
     select_layer: int = -2
 
+    @property
+    def grid(self) -> int:
+        """Patches a side."""
+        return self.image_px // self.patch_px
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderSizes:
@@ -27,6 +32,7 @@ class DecoderSizes:
     mlp_width: int = 512
     vocab: int = 768
     context_tokens: int = 2048
+    rope_share: float = 1.0  # of a head's width that is rotated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +43,7 @@ class Schedule:
     tower_steps: int = 3500
     tower_full_share: float = 0.2  # of the tower's last steps, which see every patch
     tower_batch: int = 16
-    tower_patches: int = 288  # seen of 576 before that: all of the things, some background
+    tower_patches: int = 288  # seen before that, of 576 here: all of the things, some background
     tower_rate: float = 2e-3
     llm_pictures: int = 8000  # of the pictures
     llm_steps: int = 1800
@@ -50,7 +56,8 @@ class Schedule:
 class ReferenceSpec:
     """One checkpoint: its parts and its training."""
 
-    tower_name: str = "openai/clip-vit-tiny-patch14-336"
+    twin: str = "mobilevlm"  # a file in export/twins
+    tower_name: str = "openai/clip-vit-tiny-patch14-336"  # empty: no folder of its own
     projector: str = "ldpnetv2"
     image_tokens: int = 144
     vision: VisionSizes = VisionSizes()

@@ -1,16 +1,15 @@
-"""A LLaMA-like SentencePiece tokenizer, and prompts as MobileVLM tokenizes them."""
+"""A LLaMA-like SentencePiece tokenizer, and prompts as LLaVA's kin tokenize them."""
 
 import io
 from functools import cache
 from pathlib import Path
 
 import sentencepiece
-from transformers import LlamaTokenizer
+from transformers import PreTrainedTokenizerBase
 
 from mllm_export.export.reference.corpus import PROMPT, sentences
 
 IMAGE = "<image>"
-EOS = "</s>"
 
 
 def train_tokenizer(path: Path, vocab: int) -> None:
@@ -41,26 +40,27 @@ def train_tokenizer(path: Path, vocab: int) -> None:
 class Prompts:
     """Ids of prompts and conversations, text around the image apart.
 
-    Source: MobileVLM's tokenizer_image_token: the pieces around `<image>` are tokenized one by
-    one, and the later piece loses its BOS.
+    Source: MobileVLM's and LLaVA-Phi's tokenizer_image_token: the pieces around `<image>` are
+    tokenized one by one, and the later piece loses its BOS, where the tokenizer adds one.
     """
 
-    def __init__(self, tokenizer: LlamaTokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos: str) -> None:
+        self._tokenizer, self._eos = tokenizer, eos
         before, self._after = PROMPT.split(IMAGE)
         self.before: list[int] = tokenizer(before).input_ids
+        self._bos_count = int(self.before[0] == tokenizer.bos_token_id)
         self.prompt = cache(self._prompt)
         self.conversation = cache(self._conversation)
 
     def _prompt(self, question: str) -> list[int]:
         """The ids after the image, up to where the answer begins."""
         ids: list[int] = self._tokenizer(self._after.format(question=question)).input_ids
-        return ids[1:]
+        return ids[self._bos_count :]
 
     def _conversation(self, question: str, answer: str) -> tuple[list[int], int]:
-        """The ids after the image with answer and `</s>`, and how many of them are the prompt."""
-        text = f"{self._after.format(question=question)} {answer}{EOS}"
-        ids = self._tokenizer(text).input_ids[1:]
+        """The ids after the image with answer and end, and how many of them are the prompt."""
+        text = f"{self._after.format(question=question)} {answer}{self._eos}"
+        ids = self._tokenizer(text).input_ids[self._bos_count :]
         prompt = self._prompt(question)
         if ids[: len(prompt)] != prompt:
             raise ValueError(f"the ids of {question!r} change when {answer!r} follows")

@@ -1,4 +1,4 @@
-"""Train the reference checkpoint and write everything that ships with it.
+"""Train a reference checkpoint and write everything that ships with it.
 
 Every stage keeps its result in the work folder and is not repeated; an interrupted stage goes on.
 """
@@ -14,11 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import LlamaTokenizer
 
 from mllm_export.export.reference.card import Measured, card
 from mllm_export.export.reference.evaluate import Evaluator, most_common_share, read_questions
-from mllm_export.export.reference.export_checkpoint import write_checkpoint
 from mllm_export.export.reference.model import ReferenceModel
 from mllm_export.export.reference.pictures import PicturePool, draw_pool, open_pool
 from mllm_export.export.reference.question_sets import (
@@ -28,9 +26,10 @@ from mllm_export.export.reference.question_sets import (
     write_set,
 )
 from mllm_export.export.reference.spec import ReferenceSpec
-from mllm_export.export.reference.tokenizer import Prompts, train_tokenizer
+from mllm_export.export.reference.tokenizer import Prompts
 from mllm_export.export.reference.train_llm import store_features, train_llm
 from mllm_export.export.reference.train_tower import train_tower
+from mllm_export.export.reference.twin import DEFAULT_TWIN, TWINS
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ def _timed(work: Path, stage: str) -> Iterator[None]:
 def _draw(spec: ReferenceSpec, work: Path) -> PicturePool:
     folder = work / "pool"
     workers = os.cpu_count() or 1
-    for done in draw_pool(folder, spec.seed, spec.schedule.pictures, workers):
+    for done in draw_pool(folder, spec, workers):
         logger.debug("%d pictures drawn", done)
     return open_pool(folder)
 
@@ -65,9 +64,10 @@ def train(spec: ReferenceSpec, work: Path) -> ReferenceModel:
     with _timed(work, "features"):
         store_features(work / "features.npy", tower, pool, spec)
     with _timed(work, "decoder"):
-        train_tokenizer(work / "tokenizer.model", spec.decoder.vocab)
-        tokenizer = LlamaTokenizer(str(work / "tokenizer.model"), legacy=False)
-        return train_llm(spec, tower, Prompts(tokenizer), pool, work)
+        twin = TWINS[spec.twin]
+        twin.write_tokenizer(work / "tokenizer", spec.decoder.vocab)
+        prompts = Prompts(twin.open_tokenizer(work / "tokenizer"), twin.eos)
+        return train_llm(spec, tower, prompts, pool, work)
 
 
 def _parameters(model: ReferenceModel) -> dict[str, int]:
@@ -84,20 +84,22 @@ def _sizes(out: Path) -> dict[str, int]:
 
 
 def write_all(model: ReferenceModel, spec: ReferenceSpec, out: Path, work: Path) -> None:
-    """Write checkpoint, tower folder, question sets and the card with its scores."""
+    """Write the checkpoint, the question sets where they ship with it, and the card."""
+    twin = TWINS[spec.twin]
     out.mkdir(parents=True, exist_ok=True)
-    write_checkpoint(model, spec, out)
+    twin.write(model.parts(), spec, out)
+    shown = out if twin.writes_questions else work / "questions"
     for chosen in question_sets(spec.schedule.pictures):
-        write_set(out, chosen, spec.seed)
-    write_demo(out, spec.seed)
-    questions = read_questions(out / "evaluation" / QUESTIONS)
+        write_set(shown, chosen, spec.seed)
+    write_demo(shown, spec.seed)
+    questions = read_questions(shown / "evaluation" / QUESTIONS)
     evaluator = Evaluator(out / "checkpoint")
     measured = Measured(
         parameters=_parameters(model),
         size_bytes=_sizes(out),
         stage_s=json.loads((work / "stages.json").read_text()),
-        score=evaluator.score(questions, out / "evaluation"),
-        blank=evaluator.score(questions, out / "evaluation", blank=True),
+        score=evaluator.score(questions, shown / "evaluation"),
+        blank=evaluator.score(questions, shown / "evaluation", blank=True),
         most_common=most_common_share(questions),
     )
     (out / "CARD.md").write_text(card(spec, measured), encoding="utf-8")
@@ -105,8 +107,9 @@ def write_all(model: ReferenceModel, spec: ReferenceSpec, out: Path, work: Path)
 
 
 def main() -> None:
-    """Train the reference checkpoint and write it with its pictures and card."""
+    """Train a twin and write its checkpoint and card, and its pictures where they are its own."""
     parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--twin", choices=TWINS.names(), default=DEFAULT_TWIN)
     parser.add_argument("--out", type=Path, required=True, help="folder to write the files to")
     parser.add_argument("--work", type=Path, required=True, help="folder for training state, 13 GB")
     parser.add_argument("--seed", type=int, default=0)
@@ -114,7 +117,7 @@ def main() -> None:
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(given.threads)
-    spec = replace(ReferenceSpec(), seed=given.seed)
+    spec = replace(TWINS[given.twin].spec, seed=given.seed)
     write_all(train(spec, given.work), spec, given.out, given.work)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
-from mllm_export.export.reference.drawing import GRID, IGNORE, KINDS
+from mllm_export.export.reference.drawing import IGNORE, KINDS
 from mllm_export.export.reference.model import normalized, round_to_bfloat16, vision_config
 from mllm_export.export.reference.optimizer import Optimizer, learning_rate, save_state
 from mllm_export.export.reference.pictures import PicturePool
@@ -47,10 +47,11 @@ def new_tower(spec: ReferenceSpec) -> CLIPVisionModel:
     embeddings = tower.vision_model.embeddings
     filters = _cosine_filters(spec.vision.patch_px)
     quarter = spec.vision.width // 4
-    speeds = torch.pi / GRID * torch.exp2(torch.linspace(-1, 3.5, quarter))
-    angles = torch.arange(GRID)[:, None] * speeds
+    grid = spec.vision.grid
+    speeds = torch.pi / grid * torch.exp2(torch.linspace(-1, 3.5, quarter))
+    angles = torch.arange(grid)[:, None] * speeds
     waves = torch.cat([angles.sin(), angles.cos()], dim=1)
-    rows, columns = waves[:, None].expand(-1, GRID, -1), waves[None].expand(GRID, -1, -1)
+    rows, columns = waves[:, None].expand(-1, grid, -1), waves[None].expand(grid, -1, -1)
     with torch.no_grad():
         embeddings.patch_embedding.weight[: len(filters)] = filters
         embeddings.position_embedding.weight[1:] = torch.cat([rows, columns], 2).flatten(0, 1) * 0.3
@@ -62,7 +63,7 @@ def patch_features(
 ) -> Tensor:
     """The selected layer's rows for some of the patches, computed from those patches alone.
 
-    Shapes: f32[B, 3, 336, 336], i64[B, K] -> [B, K, width].
+    Shapes: f32[B, 3, px, px], i64[B, K] -> [B, K, width].
     """
     model = tower.vision_model
     states: Tensor = model.embeddings(pixels)
@@ -75,7 +76,7 @@ def patch_features(
 
 
 def _chosen_patches(labels: Tensor, count: int) -> Tensor:
-    """All patches of things first, then random background. Shapes: i64[B, 4, 576] -> i64[B, K]."""
+    """All patches of things first, then random background. Shapes: i64[B, 4, N] -> i64[B, K]."""
     score = torch.rand(labels.shape[0], labels.shape[2]) + 2.0 * (labels[:, 0] != 0)
     return score.topk(count, dim=1).indices
 
@@ -127,7 +128,7 @@ def train_tower(spec: ReferenceSpec, pool: PicturePool, work: Path) -> CLIPVisio
         pixels.mul_(1 + 0.06 * torch.randn(len(chosen), 3, 1, 1))
         labels = torch.from_numpy(pool.labels[chosen]).long().flatten(2)
         is_full = step >= plan.tower_steps * (1 - plan.tower_full_share)
-        keep = _chosen_patches(labels, GRID**2 if is_full else plan.tower_patches)
+        keep = _chosen_patches(labels, spec.vision.grid**2 if is_full else plan.tower_patches)
         labels = labels.gather(2, keep[:, None].expand(-1, len(HEADS), -1))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             features = patch_features(tower, pixels, spec.vision.select_layer, keep)

@@ -69,7 +69,7 @@ def test_a_digit_shows_the_label_of_its_source() -> None:
 
 
 def test_square_pixels_pads_both_sides_alike() -> None:
-    pixels = square_pixels(Image.new("RGB", (336, 168), (255, 255, 255)))
+    pixels = square_pixels(Image.new("RGB", (336, 168), (255, 255, 255)), 336)
     assert pixels.shape == (336, 336, 3)
     assert tuple(pixels[0, 0]) == FILL
     assert tuple(pixels[-1, -1]) == FILL

@@ -1,0 +1,1 @@
+"""Checkpoints that this package trains: one file for each."""
