@@ -108,15 +108,15 @@ def generic_samples(count: int) -> Samples:
     return Samples(source="drawn scenes", pictures=pictures, questions=questions)
 
 
-def _reference_data() -> Path:
-    return Path(str(files("mllm_export.export.reference") / "data"))
+def _reference_package() -> Path:
+    return Path(str(files("mllm_export.export.reference")))
 
 
 def is_reference(checkpoint: Path) -> bool:
-    """Whether a checkpoint folder is the one that this package brings."""
-    return checkpoint.resolve().is_relative_to(_reference_data().resolve())
+    """Whether a checkpoint folder is one that this package brings."""
+    return checkpoint.resolve().is_relative_to(_reference_package().resolve())
 
 
 def reference_evaluation() -> Path:
-    """The evaluation file of the reference checkpoint."""
-    return _reference_data() / "evaluation" / _QUESTIONS_FILE
+    """The evaluation file of the shipped checkpoints."""
+    return _reference_package() / "data" / "evaluation" / _QUESTIONS_FILE

@@ -123,7 +123,8 @@ class Checkpoint:
         """
         if not path.is_dir():
             raise CheckpointError(
-                f"{path} is not a folder; give the checkpoint's folder, or 'reference'"
+                f"{path} is not a folder; give the checkpoint's folder, "
+                "'reference' or 'reference-phi'"
             )
         self.path = path
         self.main = Folder(path)

@@ -8,7 +8,8 @@ from typing import Annotated, Optional
 import typer
 
 CheckpointArgument = Annotated[
-    str, typer.Argument(metavar="CKPT", help="A checkpoint's folder as published, or 'reference'.")
+    str,
+    typer.Argument(metavar="CKPT", help="A checkpoint's folder, 'reference' or 'reference-phi'."),
 ]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.")]
 TargetOption = Annotated[

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from mllm_export.plan import Plan
 
 REFERENCE = "reference"
+SHIPPED = {REFERENCE: "data", "reference-phi": "data_llava_phi"}
+"""Words for the checkpoints that come with the package, and their folders in export/reference."""
 
 
 def open_checkpoint(name: str, vision_tower: str | None) -> Checkpoint:
@@ -21,18 +23,18 @@ def open_checkpoint(name: str, vision_tower: str | None) -> Checkpoint:
     from mllm_export.checkpoint import INSIDE, Checkpoint
 
     tower = vision_tower if vision_tower in {None, INSIDE} else Path(str(vision_tower))
-    return Checkpoint(reference_folder() if name == REFERENCE else Path(name), tower)
+    return Checkpoint(reference_folder(name) if name in SHIPPED else Path(name), tower)
 
 
-def reference_folder() -> Path:
-    """The folder of the reference checkpoint."""
+def reference_folder(name: str = REFERENCE) -> Path:
+    """The folder of a checkpoint that comes with the package."""
     import mllm_export.export.reference as package
 
-    return Path(package.__path__[0]) / "data" / "checkpoint"
+    return Path(package.__path__[0]) / SHIPPED[name] / "checkpoint"
 
 
 def reference_evaluation() -> Path:
-    """The held-out questions of the reference checkpoint."""
+    """The held-out questions that every shipped checkpoint is scored on."""
     return reference_folder().parent / "evaluation" / "questions.jsonl"
 
 
