@@ -76,9 +76,11 @@ def test_square_pixels_pads_both_sides_alike() -> None:
     assert (pixels[84:252] == 255).all()
 
 
-def test_patch_labels_mark_one_centre_for_each_thing() -> None:
+@pytest.mark.parametrize("grid", [12, 24])
+def test_patch_labels_mark_one_centre_for_each_thing(grid: int) -> None:
     for index in SCENES:
         scene = scene_of(0, index)
-        labels = patch_labels(scene)
+        labels = patch_labels(scene, grid)
+        assert labels.kind.shape == (grid, grid)
         assert labels.centre.sum() == len(scene.things)
         assert (labels.kind[labels.centre == 1] > 0).all()
