@@ -8,12 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
 from mllm_export.device_tests.distributions import log_softmax
-from mllm_export.device_tests.reference import Floats, Forced, Reference
+from mllm_export.device_tests.reference import Floats, Forced
 from mllm_export.device_tests.subject import Answer
+
+
+class Forcing(Protocol):
+    """What gives logits of sequences: a reference, or one with exported parts in it."""
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+
+    def logits(self, sequences: Sequence[Forced]) -> list[Floats]:
+        """Shapes: f32[rows, V] for each sequence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -77,7 +89,7 @@ def compare(draft: Answer, rows: Floats, stop_ids: Sequence[int]) -> Greedy:
 
 
 def finish(
-    reference: Reference, asked: Sequence[Asked], found: Sequence[Greedy], max_tokens: int
+    reference: Forcing, asked: Sequence[Asked], found: Sequence[Greedy], max_tokens: int
 ) -> list[Greedy]:
     """Let the reference go on by itself where it left the draft; a token a pass."""
     done = list(found)

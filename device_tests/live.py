@@ -85,6 +85,11 @@ class LiveOracle:
         self._embeds: dict[str, Floats] = {}
         self._passed: Passed | None = None
 
+    def asking(self, samples: Samples) -> LiveOracle:
+        """The same original, asked other samples."""
+        asked = (self.reference, samples, self._context_tokens, self._progress, self._rest)
+        return LiveOracle(*asked)
+
     def text(self, ids: tuple[int, ...]) -> str:
         """Answer ids as the original's tokenizer writes them."""
         return self.reference.text(ids)

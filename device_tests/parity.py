@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -11,8 +12,10 @@ from mllm_export.catalog import unknown
 from mllm_export.checkpoint import Checkpoint
 from mllm_export.device_tests.cases import Oracle
 from mllm_export.device_tests.check import CHECKS, Context, StoredFiles
+from mllm_export.device_tests.drift import layer_drift
 from mllm_export.device_tests.golden import write_golden
 from mllm_export.device_tests.golden_oracle import GoldenOracle
+from mllm_export.device_tests.latency import REPEATS, latency, machine
 from mllm_export.device_tests.live import LiveOracle, effort_for
 from mllm_export.device_tests.profile import KINDS, Limits, load_profile
 from mllm_export.device_tests.reference import REFERENCES
@@ -24,6 +27,7 @@ from mllm_export.device_tests.samples import (
     reference_evaluation,
 )
 from mllm_export.device_tests.stored import (
+    Stored,
     decoder_kind,
     read_gguf,
     read_onnx,
@@ -33,7 +37,7 @@ from mllm_export.device_tests.subject import Subject, open_subject
 from mllm_export.errors import CheckError, EngineError, ImageError
 from mllm_export.plan import Plan
 from mllm_export.progress import Progress, Step, silent
-from mllm_export.report import RUNGS, ArtifactSize, Report, Rung
+from mllm_export.report import RUNGS, ArtifactSize, LayerDrift, Report, Rung
 
 _GENERIC_SCENES = 16
 """The most that are drawn for a model without questions of its own."""
@@ -67,10 +71,13 @@ def check(
         found = tuple(_run(name, context) for name in names)
         if golden is not None and isinstance(oracle, LiveOracle):
             write_golden(golden, oracle, opened)
+        report = _report(bundle, oracle, found)
+        if rungs is None:
+            report = _with_information(report, bundle, context)
     finally:
         if subject is None:
             opened.close()
-    return _report(bundle, oracle, found)
+    return report
 
 
 def _rungs(asked: Sequence[str] | None) -> list[str]:
@@ -92,6 +99,17 @@ def _oracle(
         if evaluation is not None:
             raise CheckError("an evaluation file needs the original too; give it with --against")
         return GoldenOracle(bundle.folder / "golden")
+    return oracle_of(bundle, checkpoint, evaluation, progress, rest)
+
+
+def oracle_of(
+    bundle: Bundle,
+    checkpoint: Checkpoint,
+    evaluation: Path | None,
+    progress: Progress,
+    rest: Callable[[], None],
+) -> LiveOracle:
+    """The original, with the evaluation file's questions, its own, or drawn scenes."""
     manifest = bundle.manifest
     reference = REFERENCES[manifest.model.family](checkpoint)
     if evaluation is None and is_reference(checkpoint.path):
@@ -115,7 +133,27 @@ def _context(
 ) -> Context:
     tensors, keys = read_gguf(bundle.path("decoder"))
     stored = StoredFiles(tower=read_onnx(bundle.path("tower")), decoder=tensors, keys=keys)
-    of_tower, of_decoder = tower_kind(stored.tower), decoder_kind(stored.decoder)
+    same_file = float_tower is not None and float_tower == bundle.path("tower")
+    return Context(
+        bundle=bundle,
+        subject=subject,
+        oracle=oracle,
+        limits=limits_of(bundle, stored.tower, stored.decoder, oracle.trained),
+        stored=stored,
+        plan=plan,
+        float_tower=None if same_file else float_tower,
+        progress=progress,
+    )
+
+
+def limits_of(
+    bundle: Bundle, tower: Mapping[str, Stored], decoder: Mapping[str, Stored], trained: bool
+) -> Limits:
+    """The bundle's profile, for what its files hold.
+
+    Raises: CheckError for a profile that limits what no check measures.
+    """
+    of_tower, of_decoder = tower_kind(tower), decoder_kind(decoder)
     coarsest = KINDS[max(KINDS.index(of_tower), KINDS.index(of_decoder))]
     profile = load_profile(bundle.manifest.profile)
     for limit in profile.limits:
@@ -123,17 +161,7 @@ def _context(
         if limit.measurement not in measures:
             text = unknown("measurement", limit.measurement, list(measures))
             raise CheckError(f"profile '{profile.name}', {limit.rung}: {text}")
-    same_file = float_tower is not None and float_tower == bundle.path("tower")
-    return Context(
-        bundle=bundle,
-        subject=subject,
-        oracle=oracle,
-        limits=Limits(profile, coarsest, of_tower, oracle.trained),
-        stored=stored,
-        plan=plan,
-        float_tower=None if same_file else float_tower,
-        progress=progress,
-    )
+    return Limits(profile, coarsest, of_tower, trained)
 
 
 def _run(name: str, context: Context) -> Rung:
@@ -147,9 +175,21 @@ def _run(name: str, context: Context) -> Rung:
     return _timed(rung, perf_counter() - start)
 
 
-def _timed(rung: Rung, seconds: float) -> Rung:
-    from dataclasses import replace
+def _with_information(report: Report, bundle: Bundle, context: Context) -> Report:
+    """The same report with what no limit is held against: drift of the layers, and latency."""
+    times = latency(bundle, context.subject)
+    notes = report.notes
+    if times:
+        notes = (*notes, f"latency: {REPEATS} answers on {machine()}, beside whatever else ran")
+    drift: tuple[LayerDrift, ...] = ()
+    if context.live is not None:
+        drift, note = layer_drift(bundle, context.live, context.subject, context.stored.decoder)
+        notes = (*notes, note) if note else notes
+    device = machine() if times else ""
+    return replace(report, drift=drift, latency=times, device=device, notes=notes)
 
+
+def _timed(rung: Rung, seconds: float) -> Rung:
     return replace(rung, seconds=round(seconds, 3))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from mllm_export.bundle import Bundle, Manifest
 from mllm_export.checkpoint import Checkpoint
 from mllm_export.device_tests.parity import check
+from mllm_export.diagnosis import Diagnosis
 from mllm_export.plan import Plan
 from mllm_export.progress import Progress
 from mllm_export.report import Report
@@ -34,12 +35,7 @@ def check_stage(
 ) -> Report:
     """`parity.check` on what can be sent to another process; `golden` writes golden files too."""
     bundle = Bundle(folder, manifest)
-    if source is not None and is_small(bundle.path("decoder")):
-        import torch
-
-        # Threads of a small model wait for each other longer than they compute.
-        torch.set_num_threads(1)
-    os.environ.setdefault(*_WAIT_ASLEEP)
+    _settle_threads(bundle, source is not None)
     return check(
         bundle,
         None if source is None else Checkpoint(*source),
@@ -49,3 +45,29 @@ def check_stage(
         golden=folder / "golden" if golden else None,
         progress=progress,
     )
+
+
+def diagnose_stage(
+    folder: Path,
+    manifest: Manifest,
+    source: Source,
+    evaluation: Path | None,
+    kv: str,
+    progress: Progress,
+) -> Diagnosis:
+    """`diagnosis.find.diagnose` on what can be sent to another process."""
+    from mllm_export.device_tests.diagnosis.find import diagnose
+
+    bundle = Bundle(folder, manifest)
+    _settle_threads(bundle, uses_torch=True)
+    checkpoint = Checkpoint(*source)
+    return diagnose(bundle, checkpoint, evaluation=evaluation, kv=kv, progress=progress)
+
+
+def _settle_threads(bundle: Bundle, uses_torch: bool) -> None:
+    if uses_torch and is_small(bundle.path("decoder")):
+        import torch
+
+        # Threads of a small model wait for each other longer than they compute.
+        torch.set_num_threads(1)
+    os.environ.setdefault(*_WAIT_ASLEEP)

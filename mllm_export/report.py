@@ -61,6 +61,21 @@ class TensorRow:
 
 
 @record
+class LayerDrift:
+    """How far the state behind one layer is from the original's."""
+
+    part: str
+    """tower or decoder."""
+    name: str
+    """Published prefix of the layer, or what comes before the first."""
+    mean_cosine: float
+    worst_cosine: float
+    """Of any position."""
+    relative_error: float
+    """Norm of the difference over the norm of the original's state."""
+
+
+@record
 class Rung:
     """One step of the ladder."""
 
@@ -128,10 +143,25 @@ class ArtifactSize:
 
 
 @record
+class Latency:
+    """How long one stage of an answer took on the machine that checked."""
+
+    stage: str
+    median_ms: float
+    low_ms: float
+    """First quartile of the repeats."""
+    high_ms: float
+    """Third quartile of the repeats."""
+    repeats: int
+    threads: int
+
+
+@record
 class Report:
     """What `check` found."""
 
-    schema: int = 1
+    schema: int = 2
+    """2 added `drift` and `latency`; reports of 1 are read too."""
     model: str
     family: str
     target: str
@@ -139,6 +169,12 @@ class Report:
     profile: str
     rungs: tuple[Rung, ...]
     sizes: tuple[ArtifactSize, ...] = ()
+    drift: tuple[LayerDrift, ...] = ()
+    """Layer by layer, tower before decoder; empty where the original was not at hand."""
+    latency: tuple[Latency, ...] = ()
+    """Information, never a verdict."""
+    device: str = ""
+    """What `latency` was measured on."""
     tools: tuple[tuple[str, str], ...] = ()
     """Name and version of what was used."""
     notes: tuple[str, ...] = ()

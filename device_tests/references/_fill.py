@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from mllm_export.device_tests.reference import Reader
+from mllm_export.device_tests.references._watch import watch
 from mllm_export.pages import forget_weight_files
 
 RESIDENT_BYTES = 1 << 30
@@ -46,6 +47,7 @@ def fill(
     state: Mapping[str, torch.Tensor] = {name: read_float32(read, prefix + name) for name in names}
     _restore_buffers(module)
     module.load_state_dict(state, strict=True, assign=True)
+    watch(module, prefix)
     return module.requires_grad_(False).eval().to(dtype)
 
 

@@ -30,12 +30,12 @@ _FILES_SHOWN = 12
 def to_markdown(report: Report) -> str:
     """The summary; the same report gives the same text."""
     lines = [
-        f"## Parity of {_text(report.model)}",
+        f"## Parity of {escaped(report.model)}",
         "",
-        f"**{_text(verdict_text(report))}**",
+        f"**{escaped(verdict_text(report))}**",
         "",
-        f"Family {_text(report.family)}, recipe {_text(report.recipe)}, target "
-        f"{_text(report.target)}, limits of profile {_text(report.profile)}.",
+        f"Family {escaped(report.family)}, recipe {escaped(report.recipe)}, target "
+        f"{escaped(report.target)}, limits of profile {escaped(report.profile)}.",
         "",
         "| rung | verdict | samples | measurement | value | limit |",
         "| --- | --- | ---: | --- | ---: | ---: |",
@@ -50,25 +50,25 @@ def to_markdown(report: Report) -> str:
             lines.extend(_failure(rung))
     lines.extend(_sizes(report))
     if report.notes:
-        lines += ["", *(f"- {_text(note)}" for note in report.notes)]
+        lines += ["", *(f"- {escaped(note)}" for note in report.notes)]
     if report.tools:
         tools = ", ".join(f"{name} {version}" for name, version in report.tools)
-        lines += ["", f"Made with {_text(tools)}."]
+        lines += ["", f"Made with {escaped(tools)}."]
     return "\n".join(lines) + "\n"
 
 
 def _rows(rung: Rung) -> Iterator[str]:
     word = WORDS[rung.status]
     verdict = f"**{word}**" if rung.status == "failed" else word
-    head = f"| {_text(rung.name)} | {verdict} | {rung.samples or ''} |"
+    head = f"| {escaped(rung.name)} | {verdict} | {rung.samples or ''} |"
     if not rung.measurements:
-        yield f"{head} {_text(rung.reason)} | | |"
+        yield f"{head} {escaped(rung.reason)} | | |"
     for at, m in enumerate(rung.measurements):
         yield f"{'| | | |' if at else head} {_measured(m)} |"
 
 
 def _measured(m: Measurement) -> str:
-    name, value = _text(m.name), _text(f"{value_text(m)} {m.unit}")
+    name, value = escaped(m.name), escaped(f"{value_text(m)} {m.unit}")
     if m.passed is False:
         name, value = f"**{name}**", f"**{value}**"
     return f"{name} | {value} | {limit_text(m)}"
@@ -76,19 +76,19 @@ def _measured(m: Measurement) -> str:
 
 def _failure(rung: Rung) -> Iterator[str]:
     """What a reader needs to find the fault."""
-    yield from ("", f"### {_text(rung.name)} failed", "")
+    yield from ("", f"### {escaped(rung.name)} failed", "")
     about = rung_title(rung)
     against = f"against {rung.reference}" if rung.reference else ""
     took = seconds_text(rung.seconds) if rung.seconds else ""
-    yield _text("; ".join(filter(None, (about, against, took)))) or "No reference was named."
+    yield escaped("; ".join(filter(None, (about, against, took)))) or "No reference was named."
     yield ""
     broken = [m for m in rung.measurements if m.passed is False]
     for m in broken:
-        where = f": {_text(m.limit_from)}" if m.limit_from else ""
-        value = _text(f"{value_text(m)} {m.unit}")
-        yield f"- **{_text(m.name)}** {value}, limit {limit_text(m)}{where}"
+        where = f": {escaped(m.limit_from)}" if m.limit_from else ""
+        value = escaped(f"{value_text(m)} {m.unit}")
+        yield f"- **{escaped(m.name)}** {value}, limit {limit_text(m)}{where}"
     if not broken:
-        yield f"- {_text(rung.reason) or 'no reason was recorded'}"
+        yield f"- {escaped(rung.reason) or 'no reason was recorded'}"
     for example in rung.examples:
         yield _example(example)
 
@@ -96,12 +96,12 @@ def _failure(rung: Rung) -> Iterator[str]:
 def _example(example: Example) -> str:
     sides = f": original {_answer(example.reference)}, export {_answer(example.export)}"
     shown = sides if example.reference or example.export else ""
-    note = f" ({_text(example.note)})" if example.note else ""
-    return f"- {_text(example.name)}{shown}{note}"
+    note = f" ({escaped(example.note)})" if example.note else ""
+    return f"- {escaped(example.name)}{shown}{note}"
 
 
 def _answer(text: str) -> str:
-    return f'"{_text(text)}"' if text.strip() else "(empty)"
+    return f'"{escaped(text)}"' if text.strip() else "(empty)"
 
 
 def _sizes(report: Report) -> Iterator[str]:
@@ -110,7 +110,7 @@ def _sizes(report: Report) -> Iterator[str]:
     ordered = sorted(report.sizes, key=lambda size: (-size.size_bytes, size.path))
     yield from ("", "| file | size |", "| --- | ---: |")
     for size in ordered[:_FILES_SHOWN]:
-        yield f"| {_text(size.path)} | {size_text(size.size_bytes)} |"
+        yield f"| {escaped(size.path)} | {size_text(size.size_bytes)} |"
     rest = ordered[_FILES_SHOWN:]
     if rest:
         total = size_text(sum(size.size_bytes for size in rest))
@@ -119,7 +119,7 @@ def _sizes(report: Report) -> Iterator[str]:
     yield f"| **together** | **{total}** |"
 
 
-def _text(text: str) -> str:
+def escaped(text: str) -> str:
     """Text on one line that Markdown shows as it is."""
     flat = " ".join(visible(text).split())
     safe = _SPECIAL.sub(r"\\\g<0>", flat.replace("&", "&amp;")).replace("<", "&lt;")
