@@ -25,6 +25,11 @@ _RESAMPLE: dict[int, Literal["lanczos", "bilinear", "bicubic"]] = {
 """Pillow's numbers. Source: PIL.Image.Resampling."""
 
 
+def vision_section(config: Config) -> Config:
+    """The vision tower's own object: of a file for image and text, its `vision_config`."""
+    return config.section("vision_config") if "vision_config" in config else config
+
+
 def fit_of(config: Config) -> Fit:
     """How a picture that is not square is fitted. Source: LLaVA, llava/mm_utils.py.
 
@@ -62,13 +67,17 @@ def read_image_spec(folder: Path, fit: Fit) -> ImageSpec | None:
     if not file.is_file():
         return None
     config = Config(read_json_object(file), str(file))
-    for step in ("do_resize", "do_center_crop", "do_normalize"):
+    for step in ("do_resize", "do_normalize"):
         if not config.flag(step, True):
             raise CheckpointError(f"{file}: {step} is false; such a preprocessing is not known")
-    size = _side(config, "size", "shortest_edge")
-    crop = _side(config, "crop_size", "height")
+    # SigLIP's processor never crops: it resizes both sides, and so keeps what it was given.
+    crops = config.flag("do_center_crop", "crop_size" in config)
+    size = _side(config, "size", "shortest_edge" if crops else "height")
+    crop = _side(config, "crop_size", "height") if crops else size
     if size != crop:
         raise CheckpointError(f"{file}: size {size} and crop_size {crop} differ; needed: equal")
+    if fit == "crop" and not crops:
+        fit = "stretch"
     resample = _RESAMPLE.get(config.integer("resample", 3))
     if resample is None:
         raise CheckpointError(f"{file}: resample {config.integer('resample')} is not known")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from mllm_export.catalog import unknown
 from mllm_export.checkpoint import TOWER_PREFIX, Checkpoint
 from mllm_export.config import Config
 from mllm_export.errors import CheckpointError, UnsupportedModelError
-from mllm_export.export.clip_images import fit_of, image_spec, read_image_spec
+from mllm_export.export.clip_images import fit_of, read_image_spec
 from mllm_export.export.parts import DECODERS, ENCODERS, PROJECTORS
 from mllm_export.export.published_towers import published_tower
+from mllm_export.export.tower_choice import encoder_for, name_prefix
 from mllm_export.records import record
 from mllm_export.spec import (
     DecoderSpec,
@@ -86,8 +87,8 @@ def read_projector(
     return PROJECTORS[kinds[published]].spec(width, decoder.width, encoder.tokens_out)
 
 
-def read_clip(checkpoint: Checkpoint) -> EncoderSpec:
-    """The CLIP tower that `mm_vision_tower` names, cut where the config says.
+def read_encoder(checkpoint: Checkpoint) -> EncoderSpec:
+    """The tower that `mm_vision_tower` names, cut where the config says.
 
     Raises: CheckpointError when neither its folder nor a published config is known.
     """
@@ -97,9 +98,10 @@ def read_clip(checkpoint: Checkpoint) -> EncoderSpec:
     if feature not in {"patch", "cls_patch"}:
         raise UnsupportedModelError(f"{config.file}: mm_vision_select_feature '{feature}'")
     tower_config = _tower_config(checkpoint, name)
-    return ENCODERS["clip_vit"].read_spec(
+    encoder = encoder_for(tower_config)
+    return encoder.read_spec(
         tower_config,
-        _image(checkpoint, tower_config),
+        _image(checkpoint, encoder.image(tower_config, fit_of(config))),
         config.integer("mm_vision_select_layer", -2),
         feature == "cls_patch",
     )
@@ -107,26 +109,25 @@ def read_clip(checkpoint: Checkpoint) -> EncoderSpec:
 
 def _tower_config(checkpoint: Checkpoint, name: str) -> Config:
     if checkpoint.tower is not None:
-        whole = checkpoint.tower.config
-    else:
-        known = published_tower(name)
-        if known is None:
-            checkpoint.require_tower()
-            raise AssertionError("require_tower raises when there is no tower")
-        whole = known
-    return whole.section("vision_config") if "vision_config" in whole else whole
+        return checkpoint.tower.config
+    known = published_tower(name)
+    if known is None:
+        checkpoint.require_tower()
+        raise AssertionError("require_tower raises when there is no tower")
+    return known
 
 
-def _image(checkpoint: Checkpoint, tower: Config) -> ImageSpec:
-    fit = fit_of(checkpoint.config)
-    own = read_image_spec(checkpoint.tower.path, fit) if checkpoint.tower else None
-    size_px = tower.positive("image_size")
+def _image(checkpoint: Checkpoint, published: ImageSpec) -> ImageSpec:
+    """The tower folder's own preprocessing, else the authors' published one."""
+    if checkpoint.tower is None:
+        return published
+    own = read_image_spec(checkpoint.tower.path, published.fit)
     if own is None:
-        return image_spec(size_px, fit)
-    if own.size_px != size_px:
+        return published
+    if own.size_px != published.size_px:
         raise CheckpointError(
-            f"{checkpoint.tower.path if checkpoint.tower else ''}: preprocessor_config.json makes "
-            f"{own.size_px} px, the tower takes {size_px} px"
+            f"{checkpoint.tower.path}: preprocessor_config.json makes {own.size_px} px, "
+            f"the tower takes {published.size_px} px"
         )
     return own
 
@@ -146,10 +147,16 @@ def weight_map(
     decoder: DecoderSpec,
     prefixes: Prefixes,
     extra: tuple[Drop, ...] = (),
+    names: Iterable[str] = (),
 ) -> WeightMap:
-    """Every published tensor of the three parts below its prefix, and what is left out."""
+    """Every published tensor of the three parts below its prefix, and what is left out.
+
+    `names` tell an encoder's layouts apart; see `tower_choice.tower_names`.
+    """
+    of_tower = ENCODERS[encoder.kind].parameters(encoder)
+    tower = name_prefix(ENCODERS[encoder.kind], next(iter(of_tower)), prefixes.tower, names)
     parts: tuple[tuple[str, str, Mapping[str, Shape]], ...] = (
-        ("tower", prefixes.tower, ENCODERS[encoder.kind].parameters(encoder)),
+        ("tower", tower, of_tower),
         ("projector", prefixes.projector, PROJECTORS[projector.kind].parameters(projector)),
         ("decoder", prefixes.decoder, DECODERS[decoder.kind].parameters(decoder)),
     )

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from mllm_export.catalog import Catalog
 from mllm_export.config import Config
+from mllm_export.export.clip_images import Fit
 from mllm_export.records import record
 from mllm_export.spec import DecoderSpec, EncoderSpec, ImageSpec, ProjectorSpec, TokenizerSpec
 from mllm_export.weights import Drop, Shape
@@ -26,6 +27,16 @@ Reader = Callable[[str], Array]
 
 class Encoder(Protocol):
     """A vision tower. Parameter names are the published ones, below the family's prefix."""
+
+    prefixes: tuple[str, ...]
+    """What may stand before the parameters' names in a published file, below the family's
+    prefix: open_clip writes `visual.trunk.` where timm writes nothing. The first is usual."""
+
+    def claims(self, config: Config) -> bool:
+        """Whether a tower's config.json (the whole file) is this encoder's."""
+
+    def image(self, config: Config, fit: Fit) -> ImageSpec:
+        """The authors' preprocessing at the size the config names, for folders that hold none."""
 
     def read_spec(
         self, config: Config, image: ImageSpec, select_layer: int, keep_prefix: bool

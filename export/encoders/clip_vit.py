@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Literal
 
 from mllm_export.config import Config
 from mllm_export.errors import CheckpointError, UnsupportedModelError
+from mllm_export.export.clip_images import Fit, image_spec, vision_section
 from mllm_export.spec import EncoderSpec, ImageSpec
 from mllm_export.weights import Drop, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_MODEL_TYPES = {"clip", "clip_vision_model"}
 _EMBEDDINGS = "vision_model.embeddings."
 _LAYERS = "vision_model.encoder.layers."
 _PRE_NORM = "vision_model.pre_layrnorm"  # spelled so in every published file
@@ -35,6 +37,16 @@ _NEVER_USED = (
 class ClipVit:
     """Patches, a learned class token and positions, a norm, then pre-norm transformer layers."""
 
+    prefixes = ("",)
+
+    def claims(self, config: Config) -> bool:
+        """By the model_type of CLIP's vision tower, or of a whole CLIP."""
+        return config.text("model_type", "") in _MODEL_TYPES
+
+    def image(self, config: Config, fit: Fit) -> ImageSpec:
+        """CLIP's own constants."""
+        return image_spec(vision_section(config).positive("image_size"), fit)
+
     def read_spec(
         self, config: Config, image: ImageSpec, select_layer: int, keep_prefix: bool
     ) -> EncoderSpec:
@@ -45,7 +57,7 @@ class ClipVit:
         Raises: CheckpointError for a missing key or a size that is not `image`'s;
         UnsupportedModelError for an activation that no CLIP has.
         """
-        vision = config.section("vision_config") if "vision_config" in config else config
+        vision = vision_section(config)
         if vision.integer("num_channels", 3) != 3:
             raise UnsupportedModelError(f"{vision.file}: num_channels must be 3")
         size_px = vision.positive("image_size")

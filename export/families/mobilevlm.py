@@ -9,7 +9,8 @@ from mllm_export.checkpoint import INSIDE, Checkpoint
 from mllm_export.config import Config
 from mllm_export.export import llava_layout
 from mllm_export.export.family import Reading, TinyModel
-from mllm_export.export.parts import DECODERS, TOKENIZERS
+from mllm_export.export.parts import DECODERS, ENCODERS, TOKENIZERS
+from mllm_export.export.tower_choice import tower_names
 from mllm_export.spec import ModelSpec
 from mllm_export.weights import Drop
 
@@ -42,7 +43,7 @@ class MobileVlm:
         config = checkpoint.config
         llava_layout.refuse_image_wrapping(config)
         decoder = DECODERS["llama"].read_spec(config)
-        encoder = llava_layout.read_clip(checkpoint)
+        encoder = llava_layout.read_encoder(checkpoint)
         projector = llava_layout.read_projector(config, _PROJECTORS, encoder, decoder)
         tokenizer = TOKENIZERS["sentencepiece"].read_spec(checkpoint.path, config)
         from_folder = _tower_from_folder(checkpoint)
@@ -67,7 +68,12 @@ class MobileVlm:
         return Reading(
             spec=spec,
             weights=llava_layout.weight_map(
-                encoder, projector, decoder, prefixes, (overwritten,) if from_folder else ()
+                encoder,
+                projector,
+                decoder,
+                prefixes,
+                (overwritten,) if from_folder else (),
+                tower_names(checkpoint, ENCODERS[encoder.kind], from_folder),
             ),
             uses_tower_folder=from_folder,
             chat_template=llava_layout.vicuna_chat_template(_STOP),

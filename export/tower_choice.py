@@ -1,0 +1,53 @@
+"""Which encoder a tower's config belongs to: every file in export/encoders is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mllm_export.checkpoint import Checkpoint
+from mllm_export.config import Config
+from mllm_export.errors import CheckpointError, UnsupportedModelError
+from mllm_export.export.parts import ENCODERS, Encoder
+
+
+def encoder_for(config: Config) -> Encoder:
+    """The encoder that claims a tower's config.json (the whole file).
+
+    Raises: UnsupportedModelError when none or several do.
+    """
+    claimed = [name for name in ENCODERS.names() if ENCODERS[name].claims(config)]
+    if len(claimed) == 1:
+        return ENCODERS[claimed[0]]
+    if claimed:
+        raise UnsupportedModelError(f"{config.file}: claimed by {' and '.join(claimed)}")
+    model_type = config.text("model_type", "(none)")
+    raise UnsupportedModelError(
+        f"{config.file}: a vision tower of model_type '{model_type}' is not there yet "
+        f"(known: {', '.join(ENCODERS.names())}); an encoder goes in as one file in "
+        "export/encoders"
+    )
+
+
+def name_prefix(encoder: Encoder, first: str, prefix: str, names: Iterable[str]) -> str:
+    """What stands before the encoder's parameters: `prefix`, then the layout's own.
+
+    `first` is one of the parameters, `names` are the checkpoint's tensors. The layout is the
+    first whose name for it is there, and the usual one where there are no names yet.
+    """
+    there = set(names)
+    found = (own for own in encoder.prefixes if prefix + own + first in there)
+    return prefix + next(found, encoder.prefixes[0])
+
+
+def tower_names(checkpoint: Checkpoint, encoder: Encoder, from_folder: bool) -> Iterable[str]:
+    """Tensor names of the checkpoint, where the encoder's layout has to be told by them.
+
+    Nothing is there to tell it by in a folder whose weights are yet to be written; that weights
+    are missing is said when the weight map is held against the files.
+    """
+    if len(encoder.prefixes) == 1:
+        return ()
+    try:
+        return checkpoint.shapes(from_folder)
+    except CheckpointError:
+        return ()
