@@ -68,8 +68,9 @@ def published_shapes(folder: Path) -> dict[str, Shape]:
     prefix = source.removesuffix(name)
     whole = ENCODERS[encoder.kind].parameters(replace(encoder, select_layer=-1))
     shapes.update({prefix + n: tuple(s) for n, s in whole.items()})
-    for part in ("weight", "bias"):
-        shapes[f"{prefix}vision_model.post_layernorm.{part}"] = (encoder.width,)
+    norm = "vision_model.post_layernorm"
+    if any(drop.pattern == f"{norm}.*" for drop in ENCODERS[encoder.kind].drops(encoder)):
+        shapes.update({f"{prefix}{norm}.{part}": (encoder.width,) for part in ("weight", "bias")})
     return shapes
 
 
@@ -82,7 +83,7 @@ def random_tensor(name: str, shape: Shape, seed: int) -> npt.NDArray[np.float32]
         return 1 + np.float32(0.25) * values
     if len(shape) == 1:
         return np.float32(0.2) * values
-    if "embed" in name:
+    if "embed" in name and "backbone" not in name:
         return np.float32(0.5) * values
     fan_in = math.prod(shape[1:])
     gain = 2.0 if name.endswith("lm_head.weight") else 1.4

@@ -30,6 +30,20 @@ class ImageSpec:
 
 
 @record
+class ConvStages:
+    """Convolutions in front of the transformer: a stem at half the size, stages at 1/4 and 1/8.
+
+    Source: timm, models/vitamin.py, VitCfg.
+    """
+
+    stem_width: int
+    widths: tuple[int, int]
+    """Channels of the two stages."""
+    blocks: tuple[int, int]
+    """Blocks of the two stages; the first of each halves the size."""
+
+
+@record
 class EncoderSpec:
     """A vision tower: pixels [B, 3, S, S] to features [B, tokens_out, width]."""
 
@@ -48,6 +62,11 @@ class EncoderSpec:
     keep_prefix: bool
     """True keeps the CLS token (feature 'cls_patch')."""
     prefix_tokens: int = 1
+    conv: ConvStages | None = None
+    """Convolutions instead of one patch embedding."""
+    position_grid: int | None = None
+    """Side of the stored table of positions: None as `grid`, another number to be resized to it,
+    0 for a tower without positions."""
 
     def __post_init__(self) -> None:
         """Check that the sizes fit each other."""

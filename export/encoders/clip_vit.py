@@ -12,6 +12,12 @@ from typing import TYPE_CHECKING, Literal
 from mllm_export.config import Config
 from mllm_export.errors import CheckpointError, UnsupportedModelError
 from mllm_export.export.clip_images import Fit, image_spec, vision_section
+from mllm_export.export.encoders._layers import (
+    layer,
+    layer_norm,
+    layer_parameters,
+    norm_parameters,
+)
 from mllm_export.spec import EncoderSpec, ImageSpec
 from mllm_export.weights import Drop, Shape
 
@@ -22,7 +28,6 @@ _MODEL_TYPES = {"clip", "clip_vision_model"}
 _EMBEDDINGS = "vision_model.embeddings."
 _LAYERS = "vision_model.encoder.layers."
 _PRE_NORM = "vision_model.pre_layrnorm"  # spelled so in every published file
-_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 _NEVER_USED = (
     Drop(pattern=f"{_EMBEDDINGS}position_ids", why="a buffer of row numbers, recomputed"),
@@ -87,10 +92,10 @@ class ClipVit:
             f"{_EMBEDDINGS}class_embedding": (width,),
             f"{_EMBEDDINGS}patch_embedding.weight": (width, 3, spec.patch_px, spec.patch_px),
             f"{_EMBEDDINGS}position_embedding.weight": (spec.grid**2 + 1, width),
-            **_norm(_PRE_NORM, width),
+            **norm_parameters(_PRE_NORM, width),
         }
-        for layer in range(spec.run_layers):
-            shapes.update(_layer_parameters(f"{_LAYERS}{layer}.", spec))
+        for index in range(spec.run_layers):
+            shapes.update(layer_parameters(f"{_LAYERS}{index}.", spec))
         return shapes
 
     def drops(self, spec: EncoderSpec) -> tuple[Drop, ...]:
@@ -115,9 +120,9 @@ class ClipVit:
         prefix = weights[f"{_EMBEDDINGS}class_embedding"].reshape(1, 1, spec.width)
         rows = torch.cat([prefix, patches.flatten(2).transpose(1, 2)], dim=1)
         rows = rows + weights[f"{_EMBEDDINGS}position_embedding.weight"]
-        rows = _layer_norm(spec, weights, _PRE_NORM, rows)
-        for layer in range(spec.run_layers):
-            rows = _layer(spec, weights, f"{_LAYERS}{layer}.", rows)
+        rows = layer_norm(spec.norm_eps, weights, _PRE_NORM, rows)
+        for index in range(spec.run_layers):
+            rows = layer(spec, weights, f"{_LAYERS}{index}.", rows)
         return rows if spec.keep_prefix else rows[:, spec.prefix_tokens :]
 
     def tiny(self) -> EncoderSpec:
@@ -154,67 +159,6 @@ def _activation(vision: Config) -> Literal["quick_gelu", "gelu"]:
     raise UnsupportedModelError(
         f"{vision.file}: hidden_act '{name}'; known for CLIP: quick_gelu, gelu"
     )
-
-
-def _norm(name: str, width: int) -> dict[str, Shape]:
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-
-def _linear(name: str, width_in: int, width_out: int) -> dict[str, Shape]:
-    return {f"{name}.weight": (width_out, width_in), f"{name}.bias": (width_out,)}
-
-
-def _layer_parameters(at: str, spec: EncoderSpec) -> dict[str, Shape]:
-    width, mlp = spec.width, spec.mlp_width
-    shapes = _norm(f"{at}layer_norm1", width)
-    for name in _ATTENTION:
-        shapes.update(_linear(f"{at}self_attn.{name}", width, width))
-    shapes.update(_norm(f"{at}layer_norm2", width))
-    shapes.update(_linear(f"{at}mlp.fc1", width, mlp))
-    shapes.update(_linear(f"{at}mlp.fc2", mlp, width))
-    return shapes
-
-
-def _affine(weights: Mapping[str, Tensor], name: str, rows: Tensor) -> Tensor:
-    return rows @ weights[f"{name}.weight"] + weights[f"{name}.bias"]
-
-
-def _layer_norm(
-    spec: EncoderSpec, weights: Mapping[str, Tensor], name: str, rows: Tensor
-) -> Tensor:
-    from torch.nn import functional
-
-    scale, shift = weights[f"{name}.weight"], weights[f"{name}.bias"]
-    return functional.layer_norm(rows, (spec.width,), scale, shift, spec.norm_eps)
-
-
-def _layer(spec: EncoderSpec, weights: Mapping[str, Tensor], at: str, rows: Tensor) -> Tensor:
-    normed = _layer_norm(spec, weights, f"{at}layer_norm1", rows)
-    rows = rows + _attention(spec, weights, f"{at}self_attn.", normed)
-    normed = _layer_norm(spec, weights, f"{at}layer_norm2", rows)
-    hidden = _activate(spec, _affine(weights, f"{at}mlp.fc1", normed))
-    return rows + _affine(weights, f"{at}mlp.fc2", hidden)
-
-
-def _attention(spec: EncoderSpec, weights: Mapping[str, Tensor], at: str, rows: Tensor) -> Tensor:
-    head_width = spec.width // spec.heads
-
-    def heads(name: str) -> Tensor:
-        flat = _affine(weights, f"{at}{name}", rows)
-        return flat.reshape(1, -1, spec.heads, head_width).transpose(1, 2)
-
-    query = heads("q_proj") * head_width**-0.5
-    scores = (query @ heads("k_proj").transpose(2, 3)).softmax(-1)
-    mixed = (scores @ heads("v_proj")).transpose(1, 2).reshape(1, -1, spec.width)
-    return _affine(weights, f"{at}out_proj", mixed)
-
-
-def _activate(spec: EncoderSpec, values: Tensor) -> Tensor:
-    from torch.nn import functional
-
-    if spec.activation == "quick_gelu":
-        return values * (1.702 * values).sigmoid()
-    return functional.gelu(values)
 
 
 ENCODER = ClipVit()

@@ -196,6 +196,12 @@ def vision() -> Callable[..., Vision]:
 
 
 @pytest.fixture(scope="session")
+def rough_weights() -> Callable[[nn.Module], nn.Module]:
+    """Fills a module at a scale where faults show."""
+    return rough
+
+
+@pytest.fixture(scope="session")
 def original_clip() -> Callable[[EncoderSpec], CLIPVisionModel]:
     return original_tower
 
