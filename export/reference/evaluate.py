@@ -87,7 +87,7 @@ class Evaluator:
     """Answers questions with a written checkpoint."""
 
     def __init__(self, folder: Path) -> None:
-        self._model = load_model(folder)
+        self.model = load_model(folder)
         twin = twin_of(folder)
         self._eos = twin.eos
         self._processor = CLIPImageProcessor.from_pretrained(twin.processor_folder(folder))
@@ -98,12 +98,12 @@ class Evaluator:
         """Shapes: pictures of any size -> f32[B, 144, width]."""
         squares = [padded(picture.convert("RGB")) for picture in pictures]
         pixels = self._processor(squares, return_tensors="pt")["pixel_values"]
-        rows: Tensor = self._model.projector(self._model.features(pixels))
+        rows: Tensor = self.model.projector(self.model.features(pixels))
         return rows
 
     def answers(self, images: Tensor, questions: list[str]) -> list[str]:
         """Greedy answers, still with the end token; one image for each question."""
-        embed = self._model.decoder.model.embed_tokens
+        embed = self.model.decoder.model.embed_tokens
         before = embed(torch.tensor(self._prompts.before))
         rows = [
             torch.cat([before, image, embed(torch.tensor(self._prompts.prompt(question)))])
@@ -114,7 +114,7 @@ class Evaluator:
         mask = torch.zeros(len(rows), longest, dtype=torch.long)
         for at, row in enumerate(rows):
             filled[at, longest - len(row) :], mask[at, longest - len(row) :] = row, 1
-        made = self._model.decoder.generate(
+        made = self.model.decoder.generate(
             inputs_embeds=filled, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False,
             eos_token_id=self._tokenizer.eos_token_id, pad_token_id=self._tokenizer.eos_token_id,
         )  # fmt: skip

@@ -45,6 +45,7 @@ class Schedule:
     tower_batch: int = 16
     tower_patches: int = 288  # seen before that, of 576 here: all of the things, some background
     tower_rate: float = 2e-3
+    unrun_scale: float = 1.0  # of the layers behind the selected one: large, and running one shows
     llm_pictures: int = 8000  # of the pictures
     llm_steps: int = 1800
     llm_batch: int = 8

@@ -104,6 +104,19 @@ def _shares_right(heads: nn.ModuleDict, features: Tensor, labels: Tensor) -> dic
     return shares
 
 
+def _scale_unrun(tower: CLIPVisionModel, spec: ReferenceSpec) -> None:
+    """Scale the matrices that no answer depends on.
+
+    As they were initialised they hardly move a row, so that a wrong choice of layer would pass.
+    """
+    layers = tower.vision_model.encoder.layers
+    with torch.no_grad():
+        for layer in layers[len(layers) + 1 + spec.vision.select_layer :]:
+            for parameter in layer.parameters():
+                if parameter.ndim == 2:
+                    parameter.mul_(spec.schedule.unrun_scale)
+
+
 def train_tower(spec: ReferenceSpec, pool: PicturePool, work: Path) -> CLIPVisionModel:
     """Train the tower, or go on with one that was interrupted; weights come back as bf16 values."""
     plan = spec.schedule
@@ -149,5 +162,6 @@ def train_tower(spec: ReferenceSpec, pool: PicturePool, work: Path) -> CLIPVisio
                 "optimizer": optimizer.state(), "step": step + 1,
             }  # fmt: skip
             save_state(path, state)
+    _scale_unrun(tower, spec)
     round_to_bfloat16(tower)
     return tower

@@ -130,7 +130,9 @@ class LlavaPhi:
         image_tokens=144,
         vision=VisionSizes(image_px=168, width=192, heads=3, mlp_width=768),
         decoder=DecoderSizes(kind="phi", mlp_width=1024, vocab=768, rope_share=0.5),
-        schedule=Schedule(tower_steps=4000, tower_patches=144, llm_pictures=24000, llm_steps=3200),
+        schedule=Schedule(
+            tower_steps=4000, tower_patches=144, unrun_scale=8.0, llm_pictures=24000, llm_steps=3200
+        ),
     )
 
     def new_projector(self, spec: ReferenceSpec) -> nn.Module:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from mllm_export.export.reference.twin import TWINS
 CHECKPOINT = reference_folder("reference-phi")
 MEBIBYTE = 2**20
 QUESTIONS_HELD = 40  # of the 500 on the card: enough to see a broken file, in a few seconds
+QUESTIONS_DAMAGED = 20
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +169,25 @@ def test_the_files_answer_held_out_questions() -> None:
     score = Evaluator(CHECKPOINT).score(questions, reference_evaluation().parent)
     assert score.count == QUESTIONS_HELD
     assert score.exact >= 0.95, score.wrong
+
+
+def _last_hidden_state(evaluator: Evaluator) -> None:
+    evaluator.model.select_layer = -1
+
+
+def _query_and_key_swapped(evaluator: Evaluator) -> None:
+    for layer in evaluator.model.decoder.model.layers:
+        attention = layer.self_attn
+        attention.q_proj, attention.k_proj = attention.k_proj, attention.q_proj
+
+
+@pytest.mark.parametrize("damage", [_last_hidden_state, _query_and_key_swapped])
+def test_a_wrong_reading_of_the_files_costs_answers(damage: Callable[[Evaluator], None]) -> None:
+    evaluator = Evaluator(CHECKPOINT)
+    damage(evaluator)
+    questions = read_questions(reference_evaluation())[:QUESTIONS_DAMAGED]
+    score = evaluator.score(questions, reference_evaluation().parent)
+    assert score.exact < 0.7
 
 
 def test_its_questions_are_those_of_the_other_twin() -> None:
