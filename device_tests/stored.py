@@ -162,20 +162,28 @@ def decoder_kind(stored: Mapping[str, Stored]) -> Kind:
 
 def as_published(stored: Mapping[str, Stored], originals: Mapping[str, Original]) -> Reader:
     """The file's own weights under their published names and in their published order."""
-    by_source = {original.source: name for name, original in originals.items()}
+    by_source: dict[str, list[str]] = {}
+    for name, original in originals.items():
+        by_source.setdefault(original.source, []).append(name)
 
     def read(source: str) -> npt.NDArray[Any]:
-        name = by_source[source]
-        shape, rows = stored[name].shape, originals[name].rows
-        values = np.empty(shape, np.float32)
-        # A piece at a time: dequantizing holds several copies of what it is given.
-        for start in range(0, shape[0], _PIECE_ROWS):
-            stop = min(shape[0], start + _PIECE_ROWS)
-            places = slice(start, stop) if rows is None else rows[start:stop]
-            values[places] = stored[name].values(start, stop)
+        names = by_source[source]
+        # A published tensor can be cut into several, which hold some of its rows each.
+        values = np.empty(originals[names[0]].read().shape, np.float32)
+        for name in names:
+            _put_rows(values, stored[name], originals[name].rows)
         return values
 
     return read
+
+
+def _put_rows(values: npt.NDArray[Any], stored: Stored, rows: npt.NDArray[np.int64] | None) -> None:
+    count = stored.shape[0]
+    # A piece at a time: dequantizing holds several copies of what it is given.
+    for start in range(0, count, _PIECE_ROWS):
+        stop = min(count, start + _PIECE_ROWS)
+        places = slice(start, stop) if rows is None else rows[start:stop]
+        values[places] = stored.values(start, stop)
 
 
 def elements(shape: tuple[int, ...]) -> int:

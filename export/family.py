@@ -33,9 +33,12 @@ class TinyModel:
 
     config: dict[str, object]
     tower_name: str
-    """Folder of the vision tower, beside the checkpoint."""
+    """Folder of the vision tower, beside the checkpoint; empty for a model without one, whose
+    preprocessor_config.json stands beside its own config."""
     tower_config: dict[str, object]
     preprocessor: dict[str, object]
+    tokenizer: str = "sentencepiece"
+    """A file in export/tokenizers."""
 
 
 class Family(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from mllm_export.catalog import unknown
 from mllm_export.checkpoint import TOWER_PREFIX, Checkpoint
@@ -51,11 +52,11 @@ def vicuna_v1(stop: str, tokenizer: TokenizerSpec) -> PromptSpec:
     )
 
 
-def vicuna_chat_template(stop: str) -> str:
-    """`vicuna_v1` as Jinja: what the prompt is, turn by turn, with the BOS in front."""
+def vicuna_chat_template(stop: str, tokenizer: TokenizerSpec) -> str:
+    """`vicuna_v1` as Jinja: what the prompt is, turn by turn, with the BOS where there is one."""
     return (
-        "{{ bos_token }}"
-        "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] + ' ' }}"
+        ("{{ bos_token }}" if tokenizer.add_bos else "")
+        + "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] + ' ' }}"
         "{% else %}{{ '" + VICUNA_SYSTEM.replace("'", "\\'") + " ' }}{% endif %}"
         "{% for message in messages %}"
         "{% if message['role'] == 'user' %}{{ 'USER: ' + message['content'] + ' ' }}"
@@ -63,6 +64,21 @@ def vicuna_chat_template(stop: str) -> str:
         "{{ 'ASSISTANT: ' + message['content'] + '" + stop + "' }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
     )
+
+
+def decoder_kind(config: Config, kinds: Mapping[str, str]) -> str:
+    """The file in export/decoders for a model_type; `kinds` maps the known ones to it.
+
+    Raises: UnsupportedModelError that says what would have to be added for another.
+    """
+    model_type = config.text("model_type")
+    if model_type not in kinds:
+        raise UnsupportedModelError(
+            f"{config.file}: the language model of model_type '{model_type}' is missing (known: "
+            f"{', '.join(sorted(kinds))}); its decoder goes in as one file in export/decoders, and "
+            "its tokenizer in export/tokenizers if it is of another kind"
+        )
+    return kinds[model_type]
 
 
 def read_projector(
@@ -95,16 +111,25 @@ def read_encoder(checkpoint: Checkpoint) -> EncoderSpec:
     config = checkpoint.config
     name = config.text("mm_vision_tower")
     feature = config.text("mm_vision_select_feature", "patch")
-    if feature not in {"patch", "cls_patch"}:
-        raise UnsupportedModelError(f"{config.file}: mm_vision_select_feature '{feature}'")
+    keep_prefix = keeps_prefix(config, feature)
     tower_config = _tower_config(checkpoint, name)
     encoder = encoder_for(tower_config)
     return encoder.read_spec(
         tower_config,
         _image(checkpoint, encoder.image(tower_config, fit_of(config))),
         config.integer("mm_vision_select_layer", -2),
-        feature == "cls_patch",
+        keep_prefix,
     )
+
+
+def keeps_prefix(config: Config, feature: str) -> bool:
+    """Whether a feature's name keeps the class token.
+
+    Raises: UnsupportedModelError for another name than LLaVA's two.
+    """
+    if feature not in {"patch", "cls_patch"}:
+        raise UnsupportedModelError(f"{config.file}: mm_vision_select_feature '{feature}'")
+    return feature == "cls_patch"
 
 
 def _tower_config(checkpoint: Checkpoint, name: str) -> Config:
@@ -122,11 +147,19 @@ def _image(checkpoint: Checkpoint, published: ImageSpec) -> ImageSpec:
     if checkpoint.tower is None:
         return published
     own = read_image_spec(checkpoint.tower.path, published.fit)
+    return same_size(checkpoint.tower.path, own, published)
+
+
+def same_size(folder: Path, own: ImageSpec | None, published: ImageSpec) -> ImageSpec:
+    """What a folder's preprocessor_config.json says, where it is there.
+
+    Raises: CheckpointError when it makes another size than the tower takes.
+    """
     if own is None:
         return published
     if own.size_px != published.size_px:
         raise CheckpointError(
-            f"{checkpoint.tower.path}: preprocessor_config.json makes {own.size_px} px, "
+            f"{folder}: preprocessor_config.json makes {own.size_px} px, "
             f"the tower takes {published.size_px} px"
         )
     return own

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mllm_export.checkpoint import TOWER_PREFIX, Checkpoint
+from mllm_export.config import Config
 from mllm_export.export.family import TinyModel, read_spec
-from mllm_export.export.parts import ENCODERS
-from mllm_export.export.random_tokenizer import write_tokenizer
+from mllm_export.export.parts import ENCODERS, TOKENIZERS
 from mllm_export.weights import Shape
 
 Format = Literal["bin", "safetensors"]
@@ -41,12 +41,12 @@ def write_random_checkpoint(
     Returns the checkpoint's folder. The same arguments give the same tensors.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tower = folder.parent / model.tower_name
+    tower = folder.parent / model.tower_name if model.tower_name else folder
     tower.mkdir(exist_ok=True)
-    _write_json(folder / "config.json", model.config)
     _write_json(tower / "config.json", model.tower_config)
     _write_json(tower / "preprocessor_config.json", model.preprocessor)
-    write_tokenizer(folder, int(str(model.config["vocab_size"])))
+    _write_json(folder / "config.json", model.config)
+    TOKENIZERS[model.tokenizer].write_random(folder, _rows(model.config))
     shapes = published_shapes(folder)
     inside = {n: s for n, s in shapes.items() if not n.startswith(TOWER_PREFIX)}
     _write_weights(folder, inside, seed, weights, shards, dtype)
@@ -56,6 +56,14 @@ def write_random_checkpoint(
     if of_tower:
         _write_weights(tower, of_tower, seed + 1, weights, 1, "float32")
     return folder
+
+
+def _rows(config: Mapping[str, object]) -> int:
+    """Rows of the embedding; transformers' own LLaVA nests the language model's sizes."""
+    whole = Config(config, "config.json")
+    return (whole.section("text_config") if "text_config" in whole else whole).positive(
+        "vocab_size"
+    )
 
 
 def published_shapes(folder: Path) -> dict[str, Shape]:

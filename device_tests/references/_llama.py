@@ -1,15 +1,14 @@
-"""The LLaMA decoder through transformers' own layers, in float32, a layer at a time."""
+"""LLaMA as transformers computes it, and how its tensors must lie in GGUF."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import (
     LlamaDecoderLayer,
@@ -18,15 +17,10 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from mllm_export.config import Config
-from mllm_export.device_tests.reference import Floats, Forced, Reader
-from mllm_export.device_tests.references._fill import (
-    LayerStack,
-    fill,
-    float32_tensor,
-    read_float32,
-)
-from mllm_export.device_tests.references._packing import Piece, Row, pack
-from mllm_export.spec import IMAGE_ID
+from mllm_export.device_tests.originals import Original, OriginalKey, interleaved_rows
+from mllm_export.device_tests.reference import Reader
+from mllm_export.device_tests.references._decoder import Architecture, Renamed
+from mllm_export.device_tests.references._storage import gguf_name, gguf_names
 
 _KEYS = (
     "hidden_size",
@@ -47,104 +41,125 @@ _KEYS = (
 )
 
 
-def llama_config(plain: dict[str, object]) -> LlamaConfig:
-    """Transformers' configuration from a published config.json; its own names only."""
-    known = {key: plain[key] for key in _KEYS if plain.get(key) is not None}
-    config = LlamaConfig(**known)
-    config._attn_implementation = "sdpa"
-    return config
+def llama(
+    plain: dict[str, object], config: Config, published: Renamed | None = None
+) -> Architecture:
+    """The decoder of a published config.json; its own names only.
+
+    `config` is `plain` again, typed: sizes without which nothing runs are required. `published`
+    is there where the checkpoint's names are others than LlamaForCausalLM's.
+    """
+    for key in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"):
+        config.positive(key)
+    made = LlamaConfig(**{key: plain[key] for key in _KEYS if plain.get(key) is not None})
+    made._attn_implementation = "sdpa"
+    with torch.device("cpu"):
+        rotary = LlamaRotaryEmbedding(made)
+    tied = made.tie_word_embeddings
+    renamed = published or (lambda read: read)
+    return Architecture(
+        title="LlamaForCausalLM",
+        layers=made.num_hidden_layers,
+        layer=lambda index: LlamaDecoderLayer(made, index),
+        rotary=rotary,
+        norm=partial(LlamaRMSNorm, made.hidden_size, made.rms_norm_eps),
+        norm_prefix="model.norm.",
+        head="model.embed_tokens.weight" if tied else "lm_head.weight",
+        renamed=renamed,
+        originals=lambda read: _originals(made, renamed(read)),
+        keys=partial(_keys, made),
+    )
 
 
-class LlamaRows:
-    """Logits of packed rows; weights are read through `read` and never held all at once."""
-
-    def __init__(
-        self,
-        plain: dict[str, object],
-        config: Config,
-        read: Reader,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        """`config` is `plain` again, typed: sizes without which nothing runs are required.
-
-        `dtype` other than float32 is for measuring the noise floor.
-        """
-        self._dtype = dtype
-        for key in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"):
-            config.positive(key)
-        self.config = llama_config(plain)
-        self._read = read
-        self._stack = self._stack_of(read)
-        with torch.device("cpu"):
-            self._rotary = LlamaRotaryEmbedding(self.config)
-        self.resident = self._stack.resident
-        self.parameters = self._stack.parameters
-
-    def _stack_of(self, read: Reader) -> LayerStack:
-        config = self.config
-        return LayerStack(
-            lambda index: LlamaDecoderLayer(config, index),
-            read,
-            "model.layers.{}.",
-            config.num_hidden_layers,
-            self._dtype,
+def _originals(config: LlamaConfig, read: Reader) -> dict[str, Original]:
+    """Every tensor of the decoder's file, by name in GGUF."""
+    table = gguf_names("LLAMA", config.num_hidden_layers)
+    found = {
+        gguf_name(table, source): Original(
+            source=source, shape=shape, read=partial(read, source), rows=_row_order(config, source)
         )
-
-    @torch.inference_mode()
-    def logits(self, sequences: Sequence[Forced], weights: Reader | None) -> list[Floats]:
-        """Shapes: f32[rows, V] for each sequence; see `Reference.logits`."""
-        read = weights or self._read
-        stack = self._stack if weights is None else self._stack_of(weights)
-        rows = pack(sequences)
-        table = read("model.embed_tokens.weight")
-        hidden = [_embedded(row, table).to(self._dtype) for row in rows]
-        layouts = [row.layout() for row in rows]
-        for index in range(stack.count):
-            layer = stack.layer(index)
-            for at, (positions, sees) in enumerate(layouts):
-                hidden[at] = self._run(layer, hidden[at], positions, sees)
-        return self._head(read, rows, hidden, len(sequences))
-
-    def _run(
-        self, layer: nn.Module, hidden: torch.Tensor, positions: np.ndarray, sees: np.ndarray
-    ) -> torch.Tensor:
-        placed = torch.from_numpy(positions)[None]
-        out: torch.Tensor = layer(
-            hidden,
-            attention_mask=torch.from_numpy(sees)[None, None],
-            position_ids=placed,
-            position_embeddings=self._rotary(hidden, placed),
+        for source, shape in _parameters(config)
+    }
+    if getattr(config, "rope_scaling", None) and _rope_kind(config) == "llama3":
+        factors = _rope_factors(config)
+        found["rope_freqs.weight"] = Original(
+            source="config.json: rope_scaling", shape=factors.shape, read=lambda: factors
         )
-        return out
-
-    def _head(
-        self, read: Reader, rows: list[Row], hidden: list[torch.Tensor], count: int
-    ) -> list[Floats]:
-        config = self.config
-        make = partial(LlamaRMSNorm, config.hidden_size, config.rms_norm_eps)
-        norm = fill(make, read, "model.norm.", self._dtype)
-        tied = config.tie_word_embeddings
-        name = "model.embed_tokens.weight" if tied else "lm_head.weight"
-        head = read_float32(read, name).to(self._dtype)
-        found: list[Floats | None] = [None] * count
-        for row, states in zip(rows, hidden, strict=True):
-            for index, positions in row.wanted():
-                found[index] = (norm(states[0, positions]) @ head.T).float().numpy()
-        return [one for one in found if one is not None]
+    return found
 
 
-def _embedded(row: Row, table: npt.NDArray[Any]) -> torch.Tensor:
-    return torch.cat([_piece(piece, table) for piece in row.pieces])[None]
+def _keys(config: LlamaConfig, tokenizer: Any) -> tuple[OriginalKey, ...]:
+    """Sizes, constants and special ids, as llama.cpp's loader asks for them.
+
+    Source: llama.cpp, src/llama-model.cpp, load_hparams, for what stands for an absent key.
+    """
+    heads, head_dim = config.num_attention_heads, config.head_dim
+    sizes: tuple[tuple[str, int | float, int | float | None], ...] = (
+        ("block_count", config.num_hidden_layers, None),
+        ("context_length", config.max_position_embeddings, None),
+        ("embedding_length", config.hidden_size, None),
+        ("feed_forward_length", config.intermediate_size, None),
+        ("attention.head_count", heads, None),
+        ("attention.head_count_kv", config.num_key_value_heads, heads),
+        ("attention.key_length", head_dim, config.hidden_size // heads),
+        ("attention.value_length", head_dim, config.hidden_size // heads),
+        ("attention.layer_norm_rms_epsilon", config.rms_norm_eps, None),
+        ("rope.dimension_count", head_dim, head_dim),
+        ("rope.freq_base", config.rope_theta, 10000.0),
+        ("vocab_size", config.vocab_size, config.vocab_size),
+    )
+    words: tuple[tuple[str, int | str | bool], ...] = (
+        ("general.architecture", "llama"),
+        ("tokenizer.ggml.model", "llama"),
+        ("tokenizer.ggml.bos_token_id", tokenizer.bos_token_id),
+        ("tokenizer.ggml.eos_token_id", tokenizer.eos_token_id),
+        ("tokenizer.ggml.add_bos_token", tokenizer.add_bos_token),
+    )
+    return (
+        *(OriginalKey(key=f"llama.{key}", value=v, default=d) for key, v, d in sizes),
+        *_scaling_keys(config),
+        *(OriginalKey(key=key, value=value) for key, value in words),
+    )
 
 
-def _piece(piece: Piece, table: npt.NDArray[Any]) -> torch.Tensor:
-    ids = np.asarray(piece.ids, np.int64)
-    at_images = [at for at, one in enumerate(piece.ids) if one == IMAGE_ID]
-    parts: list[torch.Tensor] = []
-    start = 0
-    for at, image in zip(at_images, piece.images, strict=True):
-        parts.append(float32_tensor(table[ids[start:at]]))
-        parts.append(torch.from_numpy(np.array(image, np.float32)))
-        start = at + 1
-    parts.append(float32_tensor(table[ids[start:]]))
-    return torch.cat(parts)
+def _scaling_keys(config: LlamaConfig) -> Iterator[OriginalKey]:
+    """Linear scaling is two keys, llama3's a tensor; without scaling no key may say otherwise."""
+    scaling = config.rope_scaling or {}
+    kind = _rope_kind(config) if scaling else "none"
+    if kind == "linear":
+        yield OriginalKey(key="llama.rope.scaling.type", value=kind)
+        yield OriginalKey(key="llama.rope.scaling.factor", value=scaling["factor"])
+    elif kind == "none":
+        yield OriginalKey(key="llama.rope.scaling.factor", value=1.0, default=1.0)
+
+
+def _parameters(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    table = (config.vocab_size, config.hidden_size)
+    yield "model.embed_tokens.weight", table
+    with torch.device("meta"):
+        layer = LlamaDecoderLayer(config, 0)
+    for index in range(config.num_hidden_layers):
+        for name, parameter in layer.named_parameters():
+            yield f"model.layers.{index}.{name}", tuple(parameter.shape)
+    yield "model.norm.weight", (config.hidden_size,)
+    if not config.tie_word_embeddings:
+        yield "lm_head.weight", table
+
+
+def _row_order(config: LlamaConfig, source: str) -> npt.NDArray[np.int64] | None:
+    if ".q_proj." in source:
+        return interleaved_rows(config.num_attention_heads, config.head_dim)
+    if ".k_proj." in source:
+        return interleaved_rows(config.num_key_value_heads, config.head_dim)
+    return None
+
+
+def _rope_kind(config: LlamaConfig) -> str:
+    return str(config.rope_scaling.get("rope_type", config.rope_scaling.get("type")))
+
+
+def _rope_factors(config: LlamaConfig) -> npt.NDArray[Any]:
+    """How much slower each rotation is than without scaling; ggml divides by it."""
+    plain = 1.0 / config.rope_theta ** (np.arange(0, config.head_dim, 2) / config.head_dim)
+    scaled = LlamaRotaryEmbedding(config).inv_freq.numpy()
+    return np.asarray(plain / scaled, np.float32)

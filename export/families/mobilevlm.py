@@ -76,7 +76,7 @@ class MobileVlm:
                 tower_names(checkpoint, ENCODERS[encoder.kind], from_folder),
             ),
             uses_tower_folder=from_folder,
-            chat_template=llava_layout.vicuna_chat_template(_STOP),
+            chat_template=llava_layout.vicuna_chat_template(_STOP, tokenizer),
             notes=_notes(checkpoint, from_folder),
         )
 

@@ -11,7 +11,8 @@ import torch
 
 from mllm_export.checkpoint import Checkpoint
 from mllm_export.device_tests.check import Context
-from mllm_export.device_tests.references.mobilevlm import MobileVlmReference
+from mllm_export.device_tests.reference import Reference
+from mllm_export.device_tests.references.mobilevlm import mobilevlm_reference
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -31,14 +32,12 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
 
 
 @pytest.fixture(scope="session")
-def reference(original: tuple[Path, dict]) -> MobileVlmReference:
-    return MobileVlmReference(Checkpoint(original[0]))
+def reference(original: tuple[Path, dict]) -> Reference:
+    return mobilevlm_reference(Checkpoint(original[0]))
 
 
 @pytest.fixture(scope="session")
-def make_context(
-    original: tuple[Path, dict], reference: MobileVlmReference
-) -> Callable[..., Context]:
+def make_context(original: tuple[Path, dict], reference: Reference) -> Callable[..., Context]:
     """A context of the fake session, or of one with a fault in it."""
 
     def make(session: FakeSession | None = None, **parts: object) -> Context:

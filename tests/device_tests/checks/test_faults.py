@@ -48,7 +48,7 @@ class BilinearResize(FakeSession):
     def preprocess(self, image) -> Floats:
         from PIL import Image
 
-        size = self.reference._tower_config.positive("image_size")
+        size = self.reference._parts.tower.config.positive("image_size")
         side = max(image.size)
         square = Image.new("RGB", (side, side), (122, 116, 104))
         place = ((side - image.width) // 2, (side - image.height) // 2)

@@ -14,7 +14,7 @@ from mllm_export.checkpoint import INSIDE, Checkpoint
 from mllm_export.device_tests.reference import REFERENCES, Forced
 from mllm_export.device_tests.references import _fill
 from mllm_export.device_tests.references._projectors import PROJECTORS
-from mllm_export.device_tests.references.mobilevlm import MobileVlmReference
+from mllm_export.device_tests.references.mobilevlm import mobilevlm_reference
 from mllm_export.errors import CheckError
 from mllm_export.export.part_module import projector_module
 from mllm_export.export.parts import PROJECTORS as EXPORTED
@@ -80,7 +80,7 @@ def test_layers_that_are_refilled_give_what_resident_ones_give(
     reference, original, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_fill, "RESIDENT_BYTES", 0)
-    refilled = MobileVlmReference(Checkpoint(original[0]))
+    refilled = mobilevlm_reference(Checkpoint(original[0]))
     assert reference.resident
     assert not refilled.resident
     pixels = reference.pixels(picture())
@@ -114,10 +114,10 @@ def test_v1_takes_the_tower_of_its_own_folder_and_v2_the_copy_inside(tmp_path: P
     for kind, changes in (("ldpnet", True), ("ldpnetv2", False)):
         folder = tmp_path / kind / "checkpoint"
         write_original(folder, kind)
-        inside = MobileVlmReference(Checkpoint(folder, INSIDE if kind == "ldpnet" else None))
-        before = MobileVlmReference(Checkpoint(folder)).embed(pixels)
+        inside = mobilevlm_reference(Checkpoint(folder, INSIDE if kind == "ldpnet" else None))
+        before = mobilevlm_reference(Checkpoint(folder)).embed(pixels)
         double_positions(folder.parent / "clip-tiny")
-        after = MobileVlmReference(Checkpoint(folder)).embed(pixels)
+        after = mobilevlm_reference(Checkpoint(folder)).embed(pixels)
         assert (np.abs(after - before).max() > 1e-3) == changes
         if kind == "ldpnetv2":
             assert (inside.embed(pixels) == before).all()
@@ -151,7 +151,7 @@ def test_the_exporters_projector_agrees_with_the_independent_one(published: str,
 
 def test_other_weights_can_take_the_decoders_place(reference) -> None:
     def doubled_head(name: str) -> np.ndarray:
-        values = np.asarray(reference._checkpoint.read(name), np.float32)
+        values = np.asarray(reference._parts.read(name), np.float32)
         return values * 2 if name == "lm_head.weight" else values
 
     asked = [Forced(ids=(1, 300, 301), images=(), rows=2)]

@@ -1,21 +1,19 @@
-"""MobileVLM's prompts, from the authors' code and transformers' slow tokenizer."""
+"""Prompts of LLaVA's descendants, from the authors' code and transformers' tokenizers."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from transformers import LlamaTokenizer
+from typing import Any
 
 _SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
-"""Source: Meituan-AutoML/MobileVLM, mobilevlm/conversation.py, key 'v1'."""
+"""Source: haotian-liu/LLaVA, llava/conversation.py, 'vicuna_v1'; the same in
+Meituan-AutoML/MobileVLM under 'v1' and in zhuyiche/llava-phi under 'phi-2_v0'."""
 
 IMAGE = "<image>"
 IMAGE_TOKEN_INDEX = -200
-"""Source: mobilevlm/constants.py."""
-STOP = "</s>"
+"""Source: haotian-liu/LLaVA, llava/constants.py."""
 
 
 def prompt_text(question: str, images: int) -> str:
@@ -24,16 +22,12 @@ def prompt_text(question: str, images: int) -> str:
     return f"{_SYSTEM} USER: {pictures}{question} ASSISTANT:"
 
 
-def load_tokenizer(folder: Path) -> LlamaTokenizer:
-    """The slow tokenizer, with the settings that stand in the checkpoint."""
-    return LlamaTokenizer.from_pretrained(folder, local_files_only=True)
-
-
-def image_token_ids(tokenizer: LlamaTokenizer, text: str) -> list[int]:
+def image_token_ids(tokenizer: Any, text: str) -> list[int]:
     """Ids of a text with images in it.
 
-    Source: mobilevlm/utils.py, tokenizer_image_token: pieces between the images are tokenized
-    apart, each loses the BOS that the tokenizer gave it, and one BOS stands in front.
+    Source: haotian-liu/LLaVA, llava/mm_utils.py, tokenizer_image_token: pieces between the images
+    are tokenized apart, each loses the BOS that the tokenizer gave it, and one BOS stands in
+    front. A tokenizer that gives none loses nothing.
     """
     pieces = [tokenizer(piece).input_ids for piece in text.split(IMAGE)]
     has_bos = bool(pieces[0]) and pieces[0][0] == tokenizer.bos_token_id
