@@ -26,13 +26,8 @@ from mllm_export.device_tests.samples import (
     read_evaluation,
     reference_evaluation,
 )
-from mllm_export.device_tests.stored import (
-    Stored,
-    decoder_kind,
-    read_gguf,
-    read_onnx,
-    tower_kind,
-)
+from mllm_export.device_tests.stored import Stored, decoder_kind, read_gguf
+from mllm_export.device_tests.stored_tower import read_onnx, tower_kind
 from mllm_export.device_tests.subject import Subject, open_subject
 from mllm_export.errors import CheckError, EngineError, ImageError
 from mllm_export.plan import Plan

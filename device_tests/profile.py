@@ -70,7 +70,7 @@ class SchemeLimit:
     sqnr_db: float
     """Least signal to quantization noise of any tensor."""
     largest_error: float
-    """Of any value: in steps for w8a8, else over the largest value of its block."""
+    """Of any value: in steps for the tower's schemes, else over the largest value of its block."""
     reason: str
 
 

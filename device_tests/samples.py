@@ -56,24 +56,51 @@ def read_evaluation(path: Path) -> Samples:
 
     Raises: CheckError naming the line and what is wrong with it.
     """
+    return _read_samples(path, "evaluation", answered=True)
+
+
+def read_calibration(path: Path | None) -> Samples:
+    """Pictures and questions to calibrate with: a folder with questions.jsonl, or such a file.
+
+    Without a path the set that this package brings. Answers may be left out.
+    Raises: CheckError naming the line and what is wrong with it, or the picture that is none.
+    """
+    found = _read_samples(path or reference_calibration(), "calibration", answered=False)
+    for picture in found.pictures.values():
+        _require_opens(picture)
+    return found
+
+
+def _require_opens(picture: Picture) -> None:
+    try:
+        with picture.open() as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError) as failure:
+        raise CheckError(
+            f"calibration picture '{picture.name}' does not open ({failure}); "
+            "replace it, or take its lines out"
+        ) from failure
+
+
+def _read_samples(path: Path, kind: str, *, answered: bool) -> Samples:
     file = path / _QUESTIONS_FILE if path.is_dir() else path
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as failure:
-        raise CheckError(f"evaluation file {file} cannot be read ({failure})") from failure
+        raise CheckError(f"{kind} file {file} cannot be read ({failure})") from failure
     questions = tuple(
-        _question(line, f"{file}, line {number}")
+        _question(line, f"{file}, line {number}", answered)
         for number, line in enumerate(lines, 1)
         if line.strip()
     )
     if not questions:
-        raise CheckError(f"evaluation file {file} holds no questions")
+        raise CheckError(f"{kind} file {file} holds no questions")
     names = dict.fromkeys(name for question in questions for name in question.pictures)
     pictures = {name: _picture(name, file) for name in names}
     return Samples(source=file.name, pictures=pictures, questions=questions)
 
 
-def _question(line: str, where: str) -> Question:
+def _question(line: str, where: str, answered: bool) -> Question:
     try:
         data = json.loads(line)
     except json.JSONDecodeError as failure:
@@ -84,6 +111,8 @@ def _question(line: str, where: str) -> Question:
         if not isinstance(data.get(key), str):
             raise CheckError(f"{where}: key '{key}' is {data.get(key)!r}, needed: a string")
     answers = data.get("answers")
+    if answers is None and not answered:
+        return Question(pictures=(data["image"],), text=data["question"])
     if not isinstance(answers, list) or not all(isinstance(one, str) for one in answers):
         raise CheckError(f"{where}: key 'answers' is {answers!r}, needed: a list of strings")
     if not answers:
@@ -115,6 +144,11 @@ def _reference_package() -> Path:
 def is_reference(checkpoint: Path) -> bool:
     """Whether a checkpoint folder is one that this package brings."""
     return checkpoint.resolve().is_relative_to(_reference_package().resolve())
+
+
+def reference_calibration() -> Path:
+    """The calibration set that this package brings."""
+    return _reference_data() / "calibration" / _QUESTIONS_FILE
 
 
 def reference_evaluation() -> Path:

@@ -16,7 +16,7 @@ from mllm_export.device_tests.profile import Kind
 from mllm_export.device_tests.reference import Floats, Reader
 from mllm_export.pages import forget_pages
 
-FLOATS = ("F32", "F16", "BF16", "f32")
+FLOATS = ("F32", "F16", "BF16", "f32", "f16")
 """Schemes whose values are the source's, rounded."""
 
 _PIECE_ROWS = 1024
@@ -30,7 +30,7 @@ class Stored(Protocol):
 
     @property
     def scheme(self) -> str:
-        """How it is stored: ggml's word, f32 or w8a8."""
+        """How it is stored: ggml's word, or a file in quantize/tower_schemes."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -40,7 +40,7 @@ class Stored(Protocol):
         """Rows start..stop, dequantized."""
 
 
-def _taken(data: npt.NDArray[Any], start: int, stop: int) -> npt.NDArray[Any]:
+def taken(data: npt.NDArray[Any], start: int, stop: int) -> npt.NDArray[Any]:
     """A copy of some rows, whose pages go back to the file they are mapped from."""
     view = data[start:stop]
     copy = np.array(view)
@@ -62,41 +62,10 @@ class GgufStored:
         """Rows start..stop, dequantized by gguf-py."""
         import gguf
 
-        taken = _taken(self.data, start, stop)
+        rows = taken(self.data, start, stop)
         kind = gguf.GGMLQuantizationType[self.scheme]
-        made = np.asarray(gguf.quants.dequantize(taken, kind), np.float32)
+        made = np.asarray(gguf.quants.dequantize(rows, kind), np.float32)
         return made.reshape(stop - start, *self.shape[1:])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class OnnxFloat:
-    """An initializer in float32."""
-
-    shape: tuple[int, ...]
-    data: npt.NDArray[Any]
-    scheme: str = "f32"
-
-    def values(self, start: int, stop: int) -> Floats:
-        """Rows start..stop."""
-        return np.array(_taken(self.data, start, stop), np.float32)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class OnnxInt8:
-    """A weight in 8 bits with a step and a zero for each output column."""
-
-    shape: tuple[int, ...]
-    data: npt.NDArray[Any]
-    scale: npt.NDArray[Any]
-    zero_point: npt.NDArray[Any]
-    scheme: str = "w8a8"
-
-    def values(self, start: int, stop: int) -> Floats:
-        """Rows start..stop, dequantized."""
-        steps = _taken(self.data, start, stop).astype(np.float32) - self.zero_point.astype(
-            np.float32
-        )
-        return np.asarray(steps * self.scale, np.float32)
 
 
 def read_gguf(path: Path) -> tuple[dict[str, Stored], dict[str, object]]:
@@ -118,33 +87,6 @@ def read_gguf(path: Path) -> tuple[dict[str, Stored], dict[str, object]]:
         if field.types and field.types[0] != gguf.GGUFValueType.ARRAY
     }
     return tensors, keys
-
-
-def read_onnx(path: Path) -> dict[str, Stored]:
-    """Every initializer of an ONNX file; an 8-bit weight under its float name."""
-    from mllm_export.export.onnx_stream import open_onnx
-
-    arrays = {name: tensor.read() for name, tensor in open_onnx(path).tensors.items()}
-    found: dict[str, Stored] = {}
-    for name, data in arrays.items():
-        plain = name.removesuffix("_quantized")
-        if plain != name and f"{plain}_scale" in arrays and f"{plain}_zero_point" in arrays:
-            found[plain] = OnnxInt8(
-                shape=data.shape,
-                data=data,
-                scale=arrays[f"{plain}_scale"],
-                zero_point=arrays[f"{plain}_zero_point"],
-            )
-    for name, data in arrays.items():
-        parts = [name.removesuffix(end) for end in ("_quantized", "_scale", "_zero_point")]
-        if not any(part != name and part in found for part in parts):
-            found[name] = OnnxFloat(shape=data.shape, data=data)
-    return found
-
-
-def tower_kind(stored: Mapping[str, Stored]) -> Kind:
-    """Whether any weight of the tower is 8-bit."""
-    return "int8" if any(one.scheme == "w8a8" for one in stored.values()) else "f16"
 
 
 def decoder_kind(stored: Mapping[str, Stored]) -> Kind:

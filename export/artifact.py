@@ -35,6 +35,8 @@ class Work:
     source: Source
     folder: Path
     """Where the bundle grows."""
+    pixels: Path | None = None
+    """Calibration pictures as a .npy file f32[N, 3, S, S], where the plan needs them."""
 
     def path(self, artifact: ArtifactPlan) -> Path:
         """Where the artifact goes."""

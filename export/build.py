@@ -33,6 +33,12 @@ from mllm_export.progress import Progress, silent
 TOOLS = ("torch", "transformers", "onnx", "onnxruntime", "optimum-onnx", "gguf", "llama-cpp-python")
 """What the bytes of an artifact may depend on; written into the manifest."""
 
+PIXELS = f"{FLOAT_TOWER}.pixels.npy"
+"""Calibration pictures while the bundle grows."""
+
+Calibrate = Callable[[Path], None]
+"""Writes the calibration pictures, as the model's preprocessing gives them, to a .npy file."""
+
 Finish = Callable[[Bundle, Path | None], Literal["passed", "unchecked"]]
 """Checks a bundle that stands but has no manifest yet (second: the float tower), adds files to
 its folder and says how the manifest shall mark it; raises to have nothing left behind."""
@@ -46,6 +52,7 @@ def build(
     out: Path,
     finish: Finish,
     progress: Progress = silent,
+    calibrate: Calibrate | None = None,
 ) -> Bundle:
     """Write the bundle `out`; until everything stands and is checked there is no such folder.
 
@@ -58,7 +65,10 @@ def build(
             reading=reading,
             source=(checkpoint.path, checkpoint.asked),
             folder=folder,
+            pixels=folder / PIXELS if plan.needs_pictures else None,
         )
+        if work.pixels is not None and calibrate is not None:
+            calibrate(work.pixels)
         float_tower = _write_artifacts(work, progress)
         _copy_tokenizer(reading, checkpoint, folder)
         draft = _manifest(plan, reading, checkpoint, target, folder)
@@ -110,7 +120,8 @@ def _is_running(pid: int) -> bool:
 
 def _require_room(parent: Path, plan: Plan) -> None:
     tower = plan.artifact("tower")
-    extra = 4 * tower.size_bytes if tower and plan.vision_preset else 0
+    quantized = any(row.scheme != "f32" for row in tower.tensors) if tower else False
+    extra = 4 * tower.size_bytes if tower and quantized else 0
     needed = plan.size_bytes + extra
     free = shutil.disk_usage(parent).free
     if free < needed:

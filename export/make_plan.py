@@ -7,8 +7,11 @@ from mllm_export.export.artifact import ARTIFACTS
 from mllm_export.export.family import Reading
 from mllm_export.export.forecast import build_memory_bytes, device_memory_bytes, kv_cache_bytes
 from mllm_export.export.target import Target
+from mllm_export.export.tower_job import observes
+from mllm_export.export.tower_plan import planned_schemes
 from mllm_export.plan import Plan
 from mllm_export.quantize.recipe import Recipe
+from mllm_export.quantize.tower_scheme import tower_scheme
 from mllm_export.weights import Dropped
 
 
@@ -31,7 +34,8 @@ def make_plan(
     formats = (*target.formats, *(("mmproj",) if mmproj else ()))
     artifacts = tuple(ARTIFACTS[name].plan(reading, target, recipe) for name in formats)
     kv_bytes = kv_cache_bytes(spec.decoder, context)
-    int8 = any(a.format == "onnx" and a.scheme == "w8a8" for a in artifacts)
+    used = {s for a in artifacts if a.format == "onnx" for s in planned_schemes(a.tensors).values()}
+    int8 = any(tower_scheme(name).kind == "int8" for name in used)
     plan = Plan(
         spec=spec,
         target=target.name,
@@ -39,6 +43,9 @@ def make_plan(
         profile=profile,
         context_tokens=context,
         vision_preset=target.vision_preset if int8 else "",
+        tower_ranges=recipe.tower_ranges,
+        tower_smoothing=recipe.tower_smoothing,
+        needs_pictures=observes(used, recipe.tower_smoothing),
         artifacts=artifacts,
         dropped=tuple(f"{d.source}: {d.why}" for d in dropped),
         kv_cache_bytes=kv_bytes,

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from math import prod
+from collections.abc import Mapping, Sequence
 
 from mllm_export.export.parts import ENCODERS, PROJECTORS
 from mllm_export.export.stored import PROJECTOR, TOWER, is_linear, stored_shape
 from mllm_export.plan import TensorPlan
+from mllm_export.quantize.tower_recipe import (
+    TowerRule,
+    TowerTensor,
+    choose_tower_schemes,
+    tower_rules,
+)
+from mllm_export.quantize.tower_scheme import BLOCKS, ENDINGS, QUANTIZED, tower_scheme
 from mllm_export.spec import EncoderSpec, ProjectorSpec
-from mllm_export.weights import Shape
 
-QUANTIZED = "_quantized"
-SCALE = "_scale"
-ZERO_POINT = "_zero_point"
-"""Endings of what stands for a quantized weight. Source: onnxruntime.quantization, 1.20 on."""
 
-_FLOAT_BYTES = 4
-_CONV_NOTE = "f32 instead of w8a8: convolutions hold few of the weights"
-_EMBEDDING_NOTE = "f32 instead of w8a8: added, not multiplied"
-_VECTOR_NOTE = "f32 instead of w8a8: norms and biases act on float activations"
+def tower_tensors(encoder: EncoderSpec, projector: ProjectorSpec) -> tuple[TowerTensor, ...]:
+    """Every tensor of tower and projector under its stored name, in the file's order."""
+    parts = (
+        (TOWER, ENCODERS[encoder.kind].parameters(encoder)),
+        (PROJECTOR, PROJECTORS[projector.kind].parameters(projector)),
+    )
+    return tuple(
+        TowerTensor(
+            name=prefix + name,
+            shape=stored_shape(name, shape),
+            is_product=is_linear(name, shape),
+        )
+        for prefix, parameters in parts
+        for name, shape in parameters.items()
+    )
 
 
 def plan_tower_tensors(
@@ -28,56 +40,43 @@ def plan_tower_tensors(
     tower_sources: Mapping[str, str],
     projector_sources: Mapping[str, str],
     scheme: str,
+    rules: Sequence[TowerRule] = (),
+    recipe: str = "",
 ) -> tuple[TensorPlan, ...]:
-    """One row per stored initializer, for scheme f32 or w8a8.
+    """One row per stored initializer; `scheme` is for what no rule takes.
 
-    The sources give each parameter's name in the checkpoint.
+    The sources give each parameter's name in the checkpoint; `recipe` is for messages.
+    Raises: RecipeError for a tower rule that takes nothing.
     """
-    parts = (
-        (TOWER, ENCODERS[encoder.kind].parameters(encoder), tower_sources),
-        (PROJECTOR, PROJECTORS[projector.kind].parameters(projector), projector_sources),
-    )
+    sources = {
+        **{TOWER + name: source for name, source in tower_sources.items()},
+        **{PROJECTOR + name: source for name, source in projector_sources.items()},
+    }
+    tensors = tower_tensors(encoder, projector)
+    ordered = tower_rules(rules, scheme, f"recipe '{recipe}'")
+    choices = choose_tower_schemes(recipe, ordered, tensors)
     return tuple(
-        row
-        for prefix, parameters, sources in parts
-        for name, shape in parameters.items()
-        for row in _rows(prefix, name, shape, sources[name], scheme)
-    )
-
-
-def _rows(prefix: str, name: str, shape: Shape, source: str, scheme: str) -> Iterator[TensorPlan]:
-    stored = stored_shape(name, shape)
-    if scheme == "w8a8" and is_linear(name, shape):
-        yield from _quantized_rows(prefix + name, stored, source)
-        return
-    yield TensorPlan(
-        name=prefix + name,
-        sources=(source,),
-        shape=stored,
-        scheme="f32",
-        size_bytes=_FLOAT_BYTES * prod(stored),
-        note=_why_float(name, shape) if scheme == "w8a8" else "",
-    )
-
-
-def _quantized_rows(name: str, stored: Shape, source: str) -> Iterator[TensorPlan]:
-    columns = (stored[1],)
-    for ending, shape, scheme, item_bytes, note in (
-        (QUANTIZED, stored, "w8a8", 1, ""),
-        (SCALE, columns, "f32", _FLOAT_BYTES, "step of each output column"),
-        (ZERO_POINT, columns, "w8a8", 1, "zero of each output column"),
-    ):
-        yield TensorPlan(
-            name=name + ending,
-            sources=(source,),
-            shape=shape,
-            scheme=scheme,
-            size_bytes=item_bytes * prod(shape),
-            note=note,
+        TensorPlan(
+            name=tensor.name + part.ending,
+            sources=(sources[tensor.name],),
+            shape=part.shape,
+            scheme=part.scheme,
+            size_bytes=part.size_bytes,
+            note=part.note or choice.note,
         )
+        for tensor, choice in zip(tensors, choices, strict=True)
+        for part in tower_scheme(choice.scheme).parts(tensor.shape)
+    )
 
 
-def _why_float(name: str, shape: Shape) -> str:
-    if len(shape) == 4:
-        return _CONV_NOTE
-    return _EMBEDDING_NOTE if "embedding" in name else _VECTOR_NOTE
+def planned_schemes(rows: Sequence[TensorPlan]) -> dict[str, str]:
+    """The scheme of each tensor by its stored name, from the rows of its initializers."""
+    found: dict[str, str] = {}
+    beside: set[str] = set()
+    for row in rows:
+        for ending in (QUANTIZED, BLOCKS):
+            if row.name.endswith(ending):
+                name = row.name.removesuffix(ending)
+                found[name] = row.scheme
+                beside.update(name + one for one in ENDINGS)
+    return {row.name: row.scheme for row in rows if row.name not in beside} | found

@@ -21,7 +21,8 @@ class TensorPlan:
     shape: tuple[int, ...]
     """Row-major, as PyTorch gives it."""
     scheme: str
-    """A file in quantize/layouts for GGUF (F32, F16, Q8_0, ...); f32 or w8a8 for ONNX."""
+    """A file in quantize/layouts for GGUF (F32, F16, Q8_0, ...), in quantize/tower_schemes for
+    ONNX (f32, w8a8, ...)."""
     size_bytes: int
     note: str = ""
     """Why the scheme differs from the recipe's, if it does."""
@@ -56,7 +57,14 @@ class Plan:
     """The file of device_tests/profiles whose limits the checks use."""
     context_tokens: int
     vision_preset: str
-    """Which of optimum's instruction-set presets quantizes the tower; empty for float."""
+    """Which of optimum's instruction-set presets quantizes the tower; empty where no product of
+    it is in 8 bits."""
+    tower_ranges: Literal["minmax", "percentile", "entropy"] = "minmax"
+    """How calibration pictures give the range of static 8-bit activations."""
+    tower_smoothing: bool = False
+    """Whether outlying activations of 8-bit products are moved into the weights behind a norm."""
+    needs_pictures: bool = False
+    """Whether the build runs the tower on calibration pictures."""
     artifacts: tuple[ArtifactPlan, ...]
     dropped: tuple[str, ...]
     """Checkpoint tensors left out, each with its reason."""

@@ -15,9 +15,9 @@ from mllm_export.quantize.scheme import (
     fit_layout,
     require_file_word,
     require_layout,
-    require_tower_scheme,
 )
 from mllm_export.quantize.selectors import Facts, When, layer_selector
+from mllm_export.quantize.tower_recipe import TowerRanges, TowerRule, tower_rules
 from mllm_export.records import from_plain, record
 from mllm_export.toml import read_toml
 
@@ -44,15 +44,21 @@ class Recipe:
     name: str
     description: str
     tower_scheme: str
-    """For tower and projector together."""
+    """The word for tower and projector: what no rule of `tower` takes."""
     decoder_scheme: str
     """The word for the whole LLM file: a layout, or a mixture of llama.cpp's such as Q4_K_M."""
     decoder: tuple[Rule, ...]
     """Patterns of GGUF names."""
+    tower: tuple[TowerRule, ...] = ()
+    """Patterns of names in the tower's graph."""
+    tower_ranges: TowerRanges = "minmax"
+    """How calibration pictures give the range of static 8-bit activations."""
+    tower_smoothing: bool = False
+    """Whether outlying activations of 8-bit products are moved into the weights behind a norm."""
 
     def __post_init__(self) -> None:
         """Refuse schemes that do not exist, and a recipe without rules."""
-        require_tower_scheme(self.tower_scheme, f"recipe '{self.name}'")
+        tower_rules(self.tower, self.tower_scheme, f"recipe '{self.name}'")
         require_file_word(self.decoder_scheme, f"recipe '{self.name}'")
         if not self.decoder:
             raise RecipeError(f"recipe '{self.name}' has no [[decoder]] rules; end it with '*'")

@@ -7,9 +7,6 @@ from mllm_export.errors import RecipeError
 from mllm_export.quantize.layout import LAYOUTS
 from mllm_export.records import record
 
-TOWER_SCHEMES = ("f32", "w8a8")
-"""f32: float32; w8a8: 8-bit weights and 8-bit activations in the tower's matrix products."""
-
 _MIXTURES = ("_S", "_M", "_L")
 
 
@@ -20,12 +17,6 @@ class Choice:
     scheme: str
     note: str = ""
     """Why the scheme is not the one asked for, if it is not."""
-
-
-def require_tower_scheme(scheme: str, where: str) -> None:
-    """Raise RecipeError, with the near names, for a word that is no tower scheme."""
-    if scheme not in TOWER_SCHEMES:
-        raise RecipeError(f"{where}: {unknown('tower scheme', scheme, list(TOWER_SCHEMES))}")
 
 
 def require_layout(scheme: str, where: str) -> None:

@@ -12,9 +12,12 @@ import numpy as np
 from mllm_export.device_tests.check import NEEDS_ORIGINAL, Context
 from mllm_export.device_tests.originals import Original, OriginalKey
 from mllm_export.device_tests.reference import Floats
-from mllm_export.device_tests.stored import FLOATS, OnnxInt8, Stored
+from mllm_export.device_tests.stored import FLOATS, Stored
+from mllm_export.device_tests.stored_tower import OnnxBlocks, OnnxInt8
+from mllm_export.export.tower_plan import planned_schemes
 from mllm_export.plan import Plan
 from mllm_export.progress import Step
+from mllm_export.quantize.tower_scheme import BLOCKS, QUANTIZED, tower_scheme_names
 from mllm_export.report import Example, Measurement, Rung, TensorRow, not_run, rung_of
 
 _CHUNK_VALUES = 4 << 20
@@ -23,7 +26,10 @@ _CHUNK_VALUES = 4 << 20
 _SMALL = 1e-4
 """Blocks of smaller values count as if this were their largest: float16 scales run out there."""
 
-_ROUNDED = {"F16": np.float16, "F32": np.float32, "f32": np.float32}
+_TINY = float(np.finfo(np.float32).tiny)
+"""A step of nothing at all."""
+
+_ROUNDED = {"F16": np.float16, "F32": np.float32, "f32": np.float32, "f16": np.float16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +39,7 @@ class Loss:
     sqnr_db: float | None
     """None when nothing was."""
     largest_error: float
-    """In steps for w8a8, else over the largest value of its block."""
+    """In steps for the tower's schemes, else over the largest value of its block."""
     unrounded: int
     """Values of a float scheme that are not the source's, rounded."""
 
@@ -141,17 +147,28 @@ class _Names:
         if self._plan is None:
             return
         found = {n: s for stored, _ in self._sides for n, s in stored.items()}
-        planned = {
-            tensor.name.removesuffix("_quantized"): (tensor.scheme, tensor.shape)
-            for role in ("tower", "decoder")
-            for artifact in [self._plan.artifact(role)]
-            if artifact is not None
-            for tensor in artifact.tensors
-            if not tensor.name.endswith(("_scale", "_zero_point"))
-        }
-        stored = {name: (one.scheme, tuple(one.shape)) for name, one in found.items()}
+        planned = _planned_storage(self._plan)
+        stored = {name: (one.scheme, _file_shape(one)) for name, one in found.items()}
         other = sum(planned.get(n) != stored.get(n) for n in planned.keys() | stored.keys())
         yield context.limits.measure("weights", "tensors stored otherwise than planned", other)
+
+
+def _planned_storage(plan: Plan) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Scheme and shape in the file of every tensor of tower and decoder, by its float name."""
+    tower, decoder = plan.artifact("tower"), plan.artifact("decoder")
+    rows = decoder.tensors if decoder else ()
+    found = {row.name: (row.scheme, row.shape) for row in rows}
+    if tower is not None:
+        shapes = {row.name: row.shape for row in tower.tensors}
+        for name, scheme in planned_schemes(tower.tensors).items():
+            endings = ("", QUANTIZED, BLOCKS)
+            shape = next(shapes[name + end] for end in endings if name + end in shapes)
+            found[name] = (scheme, shape)
+    return found
+
+
+def _file_shape(one: Stored) -> tuple[int, ...]:
+    return tuple(one.data.shape if isinstance(one, OnnxBlocks) else one.shape)
 
 
 def loss_of(stored: Stored, original: Original) -> Loss:
@@ -165,7 +182,8 @@ def loss_of(stored: Stored, original: Original) -> Loss:
         error = (made - source).ravel()
         signal += float(source.ravel() @ source.ravel())
         noise += float(error @ error)
-        worst = max(worst, _largest_error(stored, source, error.reshape(source.shape)))
+        off = np.abs(error.reshape(source.shape))
+        worst = max(worst, _largest_error(stored, source, off, (start, stop)))
     return Loss(
         sqnr_db=None if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise),
         largest_error=worst,
@@ -188,10 +206,10 @@ def _unrounded(scheme: str, source: Floats, made: Floats) -> int:
     return int((source.astype(_ROUNDED[scheme]).astype(np.float32) != made).sum())
 
 
-def _largest_error(stored: Stored, source: Floats, error: Floats) -> float:
-    off = np.where(np.isfinite(error), np.abs(error), np.inf)
-    if isinstance(stored, OnnxInt8):
-        return float((off / stored.scale).max())
+def _largest_error(stored: Stored, source: Floats, off: Floats, rows: tuple[int, int]) -> float:
+    off = np.where(np.isfinite(off), off, np.inf)
+    if isinstance(stored, OnnxInt8 | OnnxBlocks):
+        return float((off / np.maximum(stored.steps(*rows), _TINY)).max())
     columns = source.shape[-1]
     width = _block_columns(stored.scheme)
     width = columns if columns % width else width
@@ -233,7 +251,7 @@ def _by_scheme(context: Context, losses: Mapping[str, tuple[str, Loss]]) -> Iter
         yield Measurement(
             name=f"{scheme}: largest error",
             value=max(loss.largest_error for loss in found),
-            unit="steps" if scheme == "w8a8" else "of its block's largest value",
+            unit="steps" if scheme in tower_scheme_names() else "of its block's largest value",
             sense="at_most",
             limit=limit.largest_error,
             limit_from=where,
@@ -242,7 +260,7 @@ def _by_scheme(context: Context, losses: Mapping[str, tuple[str, Loss]]) -> Iter
 
 def _rows(losses: Mapping[str, tuple[str, Loss]], plan: Plan | None) -> tuple[TensorRow, ...]:
     notes = {
-        tensor.name.removesuffix("_quantized"): tensor.note
+        tensor.name.removesuffix(QUANTIZED).removesuffix(BLOCKS): tensor.note
         for artifact in (plan.artifacts if plan else ())
         for tensor in artifact.tensors
     }

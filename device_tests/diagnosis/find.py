@@ -31,7 +31,8 @@ from mllm_export.device_tests.pictures import Picture
 from mllm_export.device_tests.reference import Floats
 from mllm_export.device_tests.samples import Samples
 from mllm_export.device_tests.sequences import continuation_ids, spread
-from mllm_export.device_tests.stored import read_gguf, read_onnx
+from mllm_export.device_tests.stored import read_gguf
+from mllm_export.device_tests.stored_tower import read_onnx
 from mllm_export.device_tests.subject import Answer, Subject, open_subject
 from mllm_export.diagnosis import Diagnosis, LayerWalk, PartShare
 from mllm_export.errors import CheckError

@@ -1,4 +1,4 @@
-"""Tower and projector as one ONNX graph, in float32 or with INT8 matrix products."""
+"""Tower and projector as one ONNX graph, every tensor stored as the recipe says."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from mllm_export.export.artifact import FLOAT_TOWER, Work, part_reader
 from mllm_export.export.child import run_in_child
 from mllm_export.export.family import Reading
 from mllm_export.export.target import Target
-from mllm_export.export.tower_plan import plan_tower_tensors
+from mllm_export.export.tower_job import TowerJob
+from mllm_export.export.tower_plan import plan_tower_tensors, planned_schemes
 from mllm_export.plan import ArtifactPlan
 from mllm_export.progress import Progress
 from mllm_export.quantize.recipe import Recipe
@@ -27,6 +28,8 @@ class OnnxTower:
             reading.weights.part("tower"),
             reading.weights.part("projector"),
             recipe.tower_scheme,
+            recipe.tower,
+            recipe.name,
         )
         return ArtifactPlan(
             role="tower",
@@ -39,14 +42,14 @@ class OnnxTower:
     def write(self, work: Work, artifact: ArtifactPlan, progress: Progress) -> Path | None:
         """The float graph first; a quantized one is made from it."""
         path = work.path(artifact)
-        preset = work.plan.vision_preset
-        if not preset:
+        job = tower_job(work, artifact)
+        if set(job.schemes.values()) == {"f32"}:
             run_in_child("tower", write_tower_stage, work, path, progress=progress)
             return path
         float_path = work.folder / f"{FLOAT_TOWER}.onnx"
         run_in_child("tower", write_tower_stage, work, float_path, progress=progress)
         run_in_child(
-            "tower int8", quantize_tower_stage, float_path, path, preset, progress=progress
+            "quantized tower", quantize_tower_stage, float_path, path, job, progress=progress
         )
         return float_path
 
@@ -67,11 +70,22 @@ def write_tower_stage(work: Work, path: Path, progress: Progress) -> None:
     )
 
 
-def quantize_tower_stage(float_path: Path, path: Path, preset: str, progress: Progress) -> None:
-    """The float graph's INT8 twin."""
-    from mllm_export.export.tower_int8 import quantize_tower
+def tower_job(work: Work, artifact: ArtifactPlan) -> TowerJob:
+    """What the plan asks of the quantized tower."""
+    return TowerJob(
+        schemes=planned_schemes(artifact.tensors),
+        preset=work.plan.vision_preset,
+        ranges=work.plan.tower_ranges,
+        smoothing=work.plan.tower_smoothing,
+        pixels=work.pixels,
+    )
 
-    quantize_tower(float_path, path, preset, progress)
+
+def quantize_tower_stage(float_path: Path, path: Path, job: TowerJob, progress: Progress) -> None:
+    """The float graph's quantized twin."""
+    from mllm_export.export.tower_quantize import quantize_tower
+
+    quantize_tower(float_path, path, job, progress)
 
 
 ARTIFACT = OnnxTower()

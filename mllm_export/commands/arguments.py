@@ -38,6 +38,15 @@ EvaluationOption = Annotated[
         help="JSON lines of image, question, answers for the task rung. 'reference' has its own.",
     ),
 ]
+CalibrationOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--calibration",
+        metavar="DIR",
+        help="Pictures with a questions.jsonl (image, question) to calibrate with; "
+        "by default the set that this package brings.",
+    ),
+]
 MmprojOption = Annotated[
     bool,
     typer.Option(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mllm_export.commands.arguments import (
+    CalibrationOption,
     CheckpointArgument,
     EvaluationOption,
     JsonOption,
@@ -33,6 +34,7 @@ def build(
     vision_tower: TowerOption = None,
     evaluation: EvaluationOption = None,
     mmproj: MmprojOption = False,
+    calibration: CalibrationOption = None,
     no_check: Annotated[
         bool, typer.Option("--no-check", help="Leave a bundle that is marked unchecked.")
     ] = False,
@@ -46,15 +48,21 @@ def build(
     job = plan_job(checkpoint, target, recipe, vision_tower, mmproj)
     if checkpoint == REFERENCE and evaluation is None:
         evaluation = reference_evaluation()
+    _refuse_bad_pictures(job, calibration)
     _forecast(job)
     with ProgressBars() as progress:
-        report = build_bundle(job, out, evaluation, no_check, progress)
+        report = build_bundle(job, out, evaluation, no_check, progress, calibration)
     _tell(out, report, as_json)
     _figures(time.monotonic() - started)
 
 
 def build_bundle(
-    job: Job, out: Path, evaluation: Path | None, no_check: bool, progress: Progress
+    job: Job,
+    out: Path,
+    evaluation: Path | None,
+    no_check: bool,
+    progress: Progress,
+    calibration: Path | None = None,
 ) -> Report | None:
     """Build into `out`; returns the report, or None for a bundle left unchecked.
 
@@ -72,8 +80,23 @@ def build_bundle(
         reports.append(check_new_bundle(job, bundle, float_tower, evaluation, out, progress))
         return "passed"
 
-    run_build(job.plan, job.reading, job.checkpoint, job.target, out, finish, progress)
+    def calibrate(pixels: Path) -> None:
+        from mllm_export.device_tests.calibration import pixels_stage
+        from mllm_export.export.child import run_in_child
+
+        spec = job.plan.spec
+        run_in_child("calibration", pixels_stage, spec, calibration, pixels, progress=progress)
+
+    run_build(job.plan, job.reading, job.checkpoint, job.target, out, finish, progress, calibrate)
     return reports[0] if reports else None
+
+
+def _refuse_bad_pictures(job: Job, calibration: Path | None) -> None:
+    """Before a weight is read."""
+    from mllm_export.device_tests.samples import read_calibration
+
+    if job.plan.needs_pictures or calibration is not None:
+        read_calibration(calibration)
 
 
 def _forecast(job: Job) -> None:

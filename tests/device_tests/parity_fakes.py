@@ -15,7 +15,8 @@ from mllm_export.device_tests.originals import Original
 from mllm_export.device_tests.profile import Limits, load_profile
 from mllm_export.device_tests.reference import Floats, Forced, Reference
 from mllm_export.device_tests.samples import Samples, generic_samples
-from mllm_export.device_tests.stored import GgufStored, OnnxFloat, Stored
+from mllm_export.device_tests.stored import GgufStored, Stored
+from mllm_export.device_tests.stored_tower import OnnxFloat
 from mllm_export.device_tests.subject import Subject
 from mllm_export.progress import silent
 

@@ -11,13 +11,29 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from mllm_export.errors import BuildError, TargetError
-from mllm_export.export import tower_int8
+from mllm_export.export import tower_pieces, tower_quantize
 from mllm_export.export.formats.onnx import write_tower
+from mllm_export.export.onnx_stream import open_onnx
 from mllm_export.export.parts import ENCODERS, PROJECTORS
-from mllm_export.export.tower_int8 import PRESETS, quantize_tower, quantized_nodes
+from mllm_export.export.tower_int8 import PRESETS, quantized_nodes
+from mllm_export.export.tower_job import TowerJob
 from mllm_export.export.tower_plan import plan_tower_tensors
 
 KINDS = ("ldpv2", "ldp")
+
+
+def quantize_tower(float_path, out, preset, scheme="w8a8", **changes):
+    """Every product in one scheme."""
+    job = TowerJob(
+        schemes=dict.fromkeys(onnx_products(float_path), scheme), preset=preset, **changes
+    )
+    tower_quantize.quantize_tower(float_path, out, job)
+
+
+def onnx_products(path):
+    file = open_onnx(path)
+    nodes = file.skeleton.graph.node
+    return [n.input[1] for n in nodes if n.op_type == "MatMul" and n.input[1] in file.tensors]
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +152,7 @@ def test_pieces_give_what_one_run_over_the_whole_graph_gives(floats, tmp_path, m
     _, path = floats["ldp"]
     made = {}
     for name, piece_bytes in (("whole", 1 << 40), ("pieces", 1)):
-        monkeypatch.setattr(tower_int8, "_PIECE_BYTES", piece_bytes)
+        monkeypatch.setattr(tower_quantize, "PIECE_BYTES", piece_bytes)
         out = tmp_path / f"{name}.onnx"
         quantize_tower(path, out, "avx2")
         made[name] = onnx.load(out)
@@ -155,8 +171,8 @@ def by_name(entries):
 
 def test_the_graph_is_cut_where_one_value_is_alive(floats):
     _, path = floats["ldpv2"]
-    source = tower_int8.open_onnx(path)
-    pieces = tower_int8._split(source, 1)
+    source = open_onnx(path)
+    pieces = tower_pieces.split(source, 1)
     assert len(pieces) > 4
     assert [p.input for p in pieces] == ["pixel_values", *(p.output for p in pieces[:-1])]
     assert pieces[-1].output == "image_embeds"

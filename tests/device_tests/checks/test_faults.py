@@ -12,7 +12,8 @@ from parity_fakes import FakeSession, honest_files, shifted
 from mllm_export.device_tests.check import CHECKS, Context, StoredFiles
 from mllm_export.device_tests.originals import Original
 from mllm_export.device_tests.reference import Floats
-from mllm_export.device_tests.stored import GgufStored, OnnxFloat, OnnxInt8
+from mllm_export.device_tests.stored import GgufStored
+from mllm_export.device_tests.stored_tower import OnnxFloat, OnnxInt8
 from mllm_export.quantize.layout import LAYOUTS
 from mllm_export.report import Rung
 

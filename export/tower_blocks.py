@@ -1,0 +1,32 @@
+"""Weights of matrix products in 4-bit blocks, by ONNX Runtime's own quantizer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mllm_export.quantize.tower_scheme import TowerScheme
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+
+def quantize_blocks(model: ModelProto, wanted: list[str], scheme: TowerScheme) -> ModelProto:
+    """Turn the named products into MatMulNBits; activations stay float."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    quantizer = MatMulNBitsQuantizer(
+        model,
+        block_size=scheme.block,
+        is_symmetric=scheme.symmetric,
+        bits=scheme.bits,
+        nodes_to_include=wanted,
+    )
+    quantizer.process()
+    made: ModelProto = quantizer.model.model
+    _require_domain(made)
+    return made
+
+
+def _require_domain(model: ModelProto) -> None:
+    if all(one.domain != "com.microsoft" for one in model.opset_import):
+        model.opset_import.add(domain="com.microsoft", version=1)

@@ -1,0 +1,114 @@
+"""A float tower to one whose tensors are stored as the plan says.
+
+Piece by piece: the float piece runs on the calibration pictures, its outlying activations are
+moved into weights, its products are quantized, and its float outputs are the next piece's inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mllm_export.catalog import unknown
+from mllm_export.errors import BuildError, TargetError
+from mllm_export.export.formats.onnx import check_graph
+from mllm_export.export.formats.onnx_run import run_once
+from mllm_export.export.onnx_stream import open_onnx, write_onnx
+from mllm_export.export.tower_blocks import quantize_blocks
+from mllm_export.export.tower_half import store_half
+from mllm_export.export.tower_int8 import PRESETS, quantize_dynamic, quantize_static
+from mllm_export.export.tower_job import TowerJob
+from mllm_export.export.tower_pieces import PIECE_BYTES, Joined, piece_model, products, split
+from mllm_export.export.tower_ranges import Floats, Statistics, observe
+from mllm_export.export.tower_smoothing import smooth
+from mllm_export.progress import Progress, Step, silent
+from mllm_export.quantize.tower_scheme import TowerScheme, tower_scheme
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+_STAGE = "tower quantized"
+
+
+def quantize_tower(
+    float_path: Path, out_path: Path, job: TowerJob, progress: Progress = silent
+) -> None:
+    """Write the twin of a float tower that the job describes.
+
+    Raises: TargetError for a preset that is not in `PRESETS`; BuildError when there are no
+    calibration pictures though they are needed, or ONNX Runtime refuses the result.
+    """
+    if job.uses("int8") and job.preset not in PRESETS:
+        raise TargetError(unknown("vision_preset", job.preset, list(PRESETS)))
+    source = open_onnx(float_path)
+    joined = Joined(source)
+    notes: dict[str, str] = {}
+    pieces = split(source, PIECE_BYTES)
+    total = sum(piece.size_bytes for piece in pieces)
+    inputs = _pictures(job)
+    done = 0
+    for piece in pieces:
+        progress(Step(stage=_STAGE, item=piece.output, done=done, total=total))
+        model = piece_model(source, piece)
+        seen = _observed(model, job, inputs)
+        if job.smoothing:
+            notes.update(smooth(model, _wanted(model, job, "int8"), seen.peaks))
+        joined.add(_quantize(model, job, seen, out_path.parent))
+        inputs = seen.outputs
+        done += piece.size_bytes
+    skeleton = joined.skeleton(notes)
+    check_graph(skeleton, joined.shapes())
+    write_onnx(out_path, skeleton, joined.tensors.values())
+    output = skeleton.graph.output[0].type.tensor_type.shape.dim
+    run_once(out_path, tuple(side.dim_value for side in output))
+
+
+def _pictures(job: TowerJob) -> Sequence[Floats]:
+    if not job.observes:
+        return ()
+    if job.pixels is None:
+        raise BuildError(
+            "static 8-bit activations and smoothing need calibration pictures, none were given"
+        )
+    return [np.asarray(one)[None] for one in np.load(job.pixels, mmap_mode="r")]
+
+
+def _wanted(model: ModelProto, job: TowerJob, kind: str) -> list[str]:
+    """Weights of this piece that get a scheme of that kind."""
+    stored = {entry.name for entry in model.graph.initializer}
+    return [n for n, s in job.schemes.items() if n in stored and tower_scheme(s).kind == kind]
+
+
+def _observed(model: ModelProto, job: TowerJob, inputs: Sequence[Floats]) -> Statistics:
+    if not inputs:
+        return Statistics(peaks={}, ranges={}, outputs=())
+    wanted = products(model, _wanted(model, job, "int8"))
+    return observe(model, [node.input[0] for node in wanted], inputs, job.ranges)
+
+
+def _quantize(model: ModelProto, job: TowerJob, seen: Statistics, folder: Path) -> ModelProto:
+    stored = {entry.name for entry in model.graph.initializer}
+    for scheme, names in _by_scheme(job.schemes, stored):
+        wanted = [node.name for node in products(model, names)]
+        if scheme.kind == "float":
+            store_half(model, names if scheme.bits == 16 else [])
+        elif not wanted:
+            continue
+        elif scheme.kind == "blocks":
+            model = quantize_blocks(model, wanted, scheme)
+        elif scheme.static:
+            model = quantize_static(model, wanted, job.preset, seen.ranges)
+        else:
+            model = quantize_dynamic(model, wanted, job.preset, folder)
+    return model
+
+
+def _by_scheme(schemes: Mapping[str, str], stored: set[str]) -> list[tuple[TowerScheme, list[str]]]:
+    found: dict[str, list[str]] = {}
+    for name, scheme in schemes.items():
+        if name in stored:
+            found.setdefault(scheme, []).append(name)
+    return [(tower_scheme(scheme), names) for scheme, names in sorted(found.items())]

@@ -1,0 +1,122 @@
+"""What activations reach on calibration pictures: per value for ranges, per channel for peaks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mllm_export.quantize.tower_recipe import TowerRanges
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+Floats = npt.NDArray[np.float32]
+
+_BINS = 2048
+_QUANTIZED_BINS = 128
+_PERCENTILE = 99.999
+"""Defaults of onnxruntime.quantization for the first two; the share is that of its own examples
+for transformers, whose few outliers carry much."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """What a piece of the float graph did on the calibration pictures."""
+
+    peaks: dict[str, Floats]
+    """Largest magnitude in each channel (the last axis) of a value."""
+    ranges: dict[str, tuple[float, float]]
+    """Lowest and highest of a value that 8 bits shall hold."""
+    outputs: Sequence[Floats]
+    """Of the piece, a picture each."""
+
+
+def observe(
+    model: ModelProto, values: Sequence[str], inputs: Sequence[Floats], method: TowerRanges
+) -> Statistics:
+    """Run a float piece on every picture; one picture's values are in memory at a time."""
+    names = list(dict.fromkeys(values))
+    session, entry, output = _session(model, names)
+    collector = _collector(method)
+    peaks: dict[str, Floats] = {}
+    outputs: list[Floats] = []
+    for one in inputs:
+        made = session.run([output, *names], {entry: one})
+        outputs.append(made[0])
+        found = dict(zip(names, made[1:], strict=True))
+        for name, array in found.items():
+            top = np.abs(array).reshape(-1, array.shape[-1]).max(axis=0)
+            peaks[name] = np.maximum(peaks[name], top) if name in peaks else top
+        collector.add(found)
+    return Statistics(peaks=peaks, ranges=collector.ranges(), outputs=outputs)
+
+
+def _session(model: ModelProto, names: Sequence[str]) -> tuple[Any, str, str]:
+    import onnxruntime
+    from onnx import ModelProto, TensorProto, helper
+
+    open_model = ModelProto()
+    open_model.CopyFrom(model)
+    entry, output = model.graph.input[0].name, model.graph.output[0].name
+    open_model.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        for name in names
+        if name not in (entry, output)
+    )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        open_model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session, entry, output
+
+
+class _Extremes:
+    """The lowest and the highest there was."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[float, float]] = {}
+
+    def add(self, values: dict[str, Floats]) -> None:
+        for name, array in values.items():
+            low, high = self._found.get(name, (np.inf, -np.inf))
+            self._found[name] = (min(low, float(array.min())), max(high, float(array.max())))
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        return self._found
+
+
+class _Histograms:
+    """Ranges that cut rare outliers off, chosen by ONNX Runtime's own calibrator."""
+
+    def __init__(self, method: str) -> None:
+        from onnxruntime.quantization.calibrate import HistogramCollector
+
+        self._collector = HistogramCollector(
+            method=method,
+            symmetric=False,
+            num_bins=_BINS if method == "percentile" else _QUANTIZED_BINS,
+            num_quantized_bins=_QUANTIZED_BINS,
+            percentile=_PERCENTILE,
+            scenario="same",
+        )
+        self._any = False
+
+    def add(self, values: dict[str, Floats]) -> None:
+        if values:
+            self._collector.collect({name: [array] for name, array in values.items()})
+            self._any = True
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        if not self._any:
+            return {}
+        found = self._collector.compute_collection_result()
+        return {name: (float(one[0]), float(one[1])) for name, one in found.items()}
+
+
+def _collector(method: TowerRanges) -> _Extremes | _Histograms:
+    return _Extremes() if method == "minmax" else _Histograms(method)

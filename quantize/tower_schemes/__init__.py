@@ -1,0 +1,1 @@
+"""One file for each way in which a tensor of the tower or the projector can be stored."""
