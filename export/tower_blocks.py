@@ -14,12 +14,13 @@ def quantize_blocks(model: ModelProto, wanted: list[str], scheme: TowerScheme) -
     """Turn the named products into MatMulNBits; activations stay float."""
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
+    others = [n.name for n in model.graph.node if n.op_type == "MatMul" and n.name not in wanted]
     quantizer = MatMulNBitsQuantizer(
         model,
         block_size=scheme.block,
         is_symmetric=scheme.symmetric,
         bits=scheme.bits,
-        nodes_to_include=wanted,
+        nodes_to_exclude=others,  # its nodes_to_include adds to all products, and limits nothing
     )
     quantizer.process()
     made: ModelProto = quantizer.model.model

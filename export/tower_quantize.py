@@ -25,6 +25,7 @@ from mllm_export.export.tower_pieces import PIECE_BYTES, Joined, piece_model, pr
 from mllm_export.export.tower_ranges import Floats, Statistics, observe
 from mllm_export.export.tower_smoothing import smooth
 from mllm_export.progress import Progress, Step, silent
+from mllm_export.quantize.tower_recipe import TowerRanges
 from mllm_export.quantize.tower_scheme import TowerScheme, tower_scheme
 
 if TYPE_CHECKING:
@@ -53,9 +54,10 @@ def quantize_tower(
     for piece in pieces:
         progress(Step(stage=_STAGE, item=piece.output, done=done, total=total))
         model = piece_model(source, piece)
-        seen = _observed(model, job, inputs)
-        if job.smoothing:
-            notes.update(smooth(model, _wanted(model, job, "int8"), seen.peaks))
+        if job.smoothing and inputs:
+            peaks = _observed(model, job, inputs, "minmax").peaks
+            notes.update(smooth(model, _wanted(model, job, "int8"), peaks))
+        seen = _observed(model, job, inputs, job.ranges)
         joined.add(_quantize(model, job, seen, out_path.parent))
         inputs = seen.outputs
         done += piece.size_bytes
@@ -82,11 +84,13 @@ def _wanted(model: ModelProto, job: TowerJob, kind: str) -> list[str]:
     return [n for n, s in job.schemes.items() if n in stored and tower_scheme(s).kind == kind]
 
 
-def _observed(model: ModelProto, job: TowerJob, inputs: Sequence[Floats]) -> Statistics:
+def _observed(
+    model: ModelProto, job: TowerJob, inputs: Sequence[Floats], method: TowerRanges
+) -> Statistics:
     if not inputs:
         return Statistics(peaks={}, ranges={}, outputs=())
     wanted = products(model, _wanted(model, job, "int8"))
-    return observe(model, [node.input[0] for node in wanted], inputs, job.ranges)
+    return observe(model, [node.input[0] for node in wanted], inputs, method)
 
 
 def _quantize(model: ModelProto, job: TowerJob, seen: Statistics, folder: Path) -> ModelProto:

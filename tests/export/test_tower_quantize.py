@@ -1,4 +1,4 @@
-"""Towers in every scheme: what is stored is what was planned, and it computes what it stands for."""
+"""Towers in every scheme: stored as planned, and computing what is stored."""
 
 from __future__ import annotations
 
