@@ -148,7 +148,7 @@ def is_reference(checkpoint: Path) -> bool:
 
 def reference_calibration() -> Path:
     """The calibration set that this package brings."""
-    return _reference_data() / "calibration" / _QUESTIONS_FILE
+    return _reference_package() / "data" / "calibration" / _QUESTIONS_FILE
 
 
 def reference_evaluation() -> Path:
