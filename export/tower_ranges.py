@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -108,14 +110,21 @@ class _Histograms:
 
     def add(self, values: dict[str, Floats]) -> None:
         if values:
-            self._collector.collect({name: [array] for name, array in values.items()})
+            with _quiet():
+                self._collector.collect({name: [array] for name, array in values.items()})
             self._any = True
 
     def ranges(self) -> dict[str, tuple[float, float]]:
         if not self._any:
             return {}
-        found = self._collector.compute_collection_result()
+        with _quiet():
+            found = self._collector.compute_collection_result()
         return {name: (float(one[0]), float(one[1])) for name, one in found.items()}
+
+
+def _quiet() -> contextlib.redirect_stdout[io.StringIO]:
+    """The calibrator prints what it does, where results are expected."""
+    return contextlib.redirect_stdout(io.StringIO())
 
 
 def _collector(method: TowerRanges) -> _Extremes | _Histograms:
