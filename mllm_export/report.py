@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
-from mllm_export.records import record
+from mllm_export.errors import CheckError
+from mllm_export.records import from_plain, record
 
 Sense = Literal["at_least", "at_most", "equals", "info"]
 Status = Literal["passed", "failed", "not_run"]
+
+SCHEMA = 2
 
 RUNGS = ("pixels", "prompt", "tower", "weights", "logits", "text", "task", "device", "controls")
 """The ladder, in order. Source: the design's section on parity."""
@@ -61,6 +68,29 @@ class TensorRow:
 
 
 @record
+class PairedValues:
+    """What each sample says of one measurement, so that two checks can be compared in pairs."""
+
+    measurement: str
+    samples_sha256: str
+    """Of the samples' names in order: pairs are of the same samples or none."""
+    values: tuple[float, ...]
+    """Loss of each sample: larger is worse."""
+
+
+def paired_values(
+    measurement: str, samples: Iterable[str], values: Iterable[float]
+) -> PairedValues:
+    """Losses of named samples, to six digits: they are compared, not computed with."""
+    names = "\n".join(samples)
+    return PairedValues(
+        measurement=measurement,
+        samples_sha256=hashlib.sha256(names.encode("utf-8", "surrogatepass")).hexdigest(),
+        values=tuple(float(f"{value:.6g}") for value in values),
+    )
+
+
+@record
 class LayerDrift:
     """How far the state behind one layer is from the original's."""
 
@@ -88,6 +118,7 @@ class Rung:
     """Why it failed or was not run, in a sentence."""
     examples: tuple[Example, ...] = ()
     tensors: tuple[TensorRow, ...] = ()
+    paired: tuple[PairedValues, ...] = ()
     seconds: float = 0.0
 
 
@@ -99,6 +130,7 @@ def rung_of(
     measurements: tuple[Measurement, ...],
     examples: tuple[Example, ...] = (),
     tensors: tuple[TensorRow, ...] = (),
+    paired: tuple[PairedValues, ...] = (),
 ) -> Rung:
     """A rung whose verdict follows from its measurements; a rung without limits fails.
 
@@ -119,6 +151,7 @@ def rung_of(
         reason=broken_text,
         examples=examples,
         tensors=tensors,
+        paired=paired,
     )
 
 
@@ -160,8 +193,8 @@ class Latency:
 class Report:
     """What `check` found."""
 
-    schema: int = 2
-    """2 added `drift` and `latency`; reports of 1 are read too."""
+    schema: int = SCHEMA
+    """2 added `drift`, `latency` and paired values; reports of 1 are read too."""
     model: str
     family: str
     target: str
@@ -189,3 +222,21 @@ class Report:
     def first_failure(self) -> Rung | None:
         """The first failed rung, which names the stage to look at."""
         return next((rung for rung in self.rungs if rung.status == "failed"), None)
+
+
+def read_report(file: Path) -> Report:
+    """A report.json of this schema or an older one.
+
+    Raises: CheckError for a file that is missing, broken, or of a later schema.
+    """
+    try:
+        data = json.loads(file.read_bytes())
+    except (OSError, ValueError) as failure:
+        raise CheckError(f"{file}: no report can be read from it ({failure})") from failure
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if schema not in (1, SCHEMA):
+        raise CheckError(
+            f"{file}: report schema {schema!r}, this version reads 1 to {SCHEMA}; "
+            "install the version of mllm-export that wrote it"
+        )
+    return from_plain(Report, data, str(file), CheckError)

@@ -20,7 +20,7 @@ from mllm_export.device_tests.distributions import (
 from mllm_export.device_tests.reference import Floats, Forced
 from mllm_export.device_tests.stored import as_published, decoder_kind
 from mllm_export.device_tests.thumbnails import thumbnail
-from mllm_export.report import Example, Measurement, Rung, rung_of
+from mllm_export.report import Example, Measurement, Rung, paired_values, rung_of
 
 _SHOWN = 3
 _STAGES = ("", "decoder alone: ", "engine alone: ")
@@ -78,6 +78,11 @@ class Logits:
             samples=sum(len(case.expected) for case in cases),
             measurements=tuple(measurements),
             examples=_worst(cases, ends),
+            paired=(
+                paired_values(
+                    "mean KL", (c.name for c in cases), (float(one.kl.mean()) for one in ends)
+                ),
+            ),
         )
 
 

@@ -10,7 +10,7 @@ from mllm_export.device_tests.bootstrap import paired_interval
 from mllm_export.device_tests.cases import AnswerCase
 from mllm_export.device_tests.check import NEEDS_ORIGINAL, Context
 from mllm_export.device_tests.thumbnails import thumbnail
-from mllm_export.report import Example, Rung, not_run, rung_of
+from mllm_export.report import Example, Rung, not_run, paired_values, rung_of
 
 _SHOWN = 6
 
@@ -47,6 +47,13 @@ class Task:
                 measure("task", "difference, upper end of 95 %", 100 * high, "points"),
             ),
             examples=_lost(context, cases, original & ~export),
+            paired=(
+                paired_values(
+                    "accuracy lost",
+                    (f"{', '.join(c.question.pictures)}: {c.question.text}" for c in cases),
+                    100 * (original.astype(float) - export),
+                ),
+            ),
         )
 
 

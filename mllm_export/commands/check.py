@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mllm_export.bundle import Bundle
     from mllm_export.checkpoint import Checkpoint
     from mllm_export.plan import Plan
+    from mllm_export.report import Report
 
 
 def check(
@@ -34,9 +35,24 @@ def check(
         Optional[Path],  # noqa: UP045
         typer.Option("--report", metavar="DIR", help="Write report.html, .json, .md, .xml here."),
     ] = None,
+    history: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--history",
+            metavar="FILE",
+            help="Append this check to a target's history (JSON lines).",
+        ),
+    ] = None,
+    when: Annotated[
+        str,
+        typer.Option("--when", metavar="T", help="Time to write there; the clock's unless given."),
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Hold a bundle against the original, or against its golden outputs."""
+    """Hold a bundle against the original, or against its golden outputs.
+
+    Exit codes: 0 every limit kept, 1 a rung failed, 2 cannot be done as asked.
+    """
     from mllm_export.bundle import open_bundle
     from mllm_export.commands.checking import check_in_child, verdict, write_reports
     from mllm_export.commands.opening import REFERENCE, open_checkpoint, reference_evaluation
@@ -54,12 +70,23 @@ def check(
     if report_dir is not None:
         report_dir.mkdir(parents=True, exist_ok=True)
         write_reports(report, report_dir)
+    if history is not None:
+        _append(history, report, opened, when)
     if as_json:
         typer.echo(to_json(report), nl=False)
     else:
         stdout().print(parity_table(report))
     if not report.passed:
         raise CheckFailedError(verdict(report))
+
+
+def _append(file: Path, report: Report, bundle: Bundle, when: str) -> None:
+    from datetime import datetime, timezone
+
+    from mllm_export.history import append, history_line
+
+    now = when or datetime.now(timezone.utc).isoformat(timespec="seconds")
+    append(file, history_line(report, bundle, now))
 
 
 def replan(bundle: Bundle, checkpoint: Checkpoint) -> Plan:

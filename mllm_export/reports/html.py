@@ -8,6 +8,7 @@ from importlib.resources import files
 from mllm_export.report import Measurement, Report
 from mllm_export.reports._charts import size_bars
 from mllm_export.reports._details import example_section, tensor_section
+from mllm_export.reports._drift import drift_section, latency_section
 from mllm_export.reports._ladder import ladder_section, ladder_strip
 from mllm_export.reports._markup import NOTHING, Markup, element, group
 from mllm_export.reports.figures import (
@@ -39,8 +40,10 @@ def to_html(report: Report) -> str:
         _header(report),
         ladder_section(report),
         *(tensor_section(rung) for rung in report.rungs),
+        drift_section(report),
         example_section(report),
         _sizes(report),
+        latency_section(report),
         _origin(report),
     )
     body = element("body", element("main", *(Markup(f"\n{one}") for one in sections if one)))

@@ -10,6 +10,7 @@ from mllm_export.reports.figures import (
     WORDS,
     absent_rungs,
     limit_text,
+    number,
     rung_title,
     seconds_text,
     size_text,
@@ -49,6 +50,7 @@ def to_markdown(report: Report) -> str:
         if rung.status == "failed":
             lines.extend(_failure(rung))
     lines.extend(_sizes(report))
+    lines.extend(_latency(report))
     if report.notes:
         lines += ["", *(f"- {escaped(note)}" for note in report.notes)]
     if report.tools:
@@ -117,6 +119,13 @@ def _sizes(report: Report) -> Iterator[str]:
         yield f"| {len(rest)} smaller | {total} |"
     total = size_text(sum(size.size_bytes for size in ordered))
     yield f"| **together** | **{total}** |"
+
+
+def _latency(report: Report) -> Iterator[str]:
+    if not report.latency:
+        return
+    times = ", ".join(f"{one.stage} {number(one.median_ms)} ms" for one in report.latency)
+    yield from ("", escaped(f"Latency on {report.device}, no verdict: {times} (medians)."))
 
 
 def escaped(text: str) -> str:

@@ -1,8 +1,11 @@
 """Reports to render: one with every field filled, with whatever text is asked for."""
 
+import base64
+import io
 from collections.abc import Callable
 
 import pytest
+from PIL import Image
 
 from mllm_export.report import (
     ArtifactSize,
@@ -111,3 +114,11 @@ def failing() -> Report:
             Rung(name="logits", status="failed", reason="the engine refused the batch"),
         ),
     )
+
+
+@pytest.fixture(scope="session")
+def thumbnail() -> str:
+    """A small red picture as a data URL."""
+    data = io.BytesIO()
+    Image.new("RGB", (40, 30), (200, 30, 30)).save(data, "PNG")
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode("ascii")

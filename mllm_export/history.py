@@ -1,0 +1,88 @@
+"""A target's history: one line of JSON for every check."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from mllm_export.bundle import MANIFEST, Bundle
+from mllm_export.checkpoint import SourceFile
+from mllm_export.errors import CheckError
+from mllm_export.hashing import file_sha256
+from mllm_export.records import as_plain, from_json, record
+from mllm_export.report import Report
+
+
+@record
+class HistoryLine:
+    """One check."""
+
+    schema: int = 1
+    when: str
+    """As the caller says it, or the time of the check in UTC."""
+    passed: bool
+    bundle_sha256: str
+    """Of bundle.json, which holds the hash of every other file."""
+    sources: tuple[SourceFile, ...]
+    report: Report
+    """Without examples and tensors: figures, limits, sizes, latency."""
+
+
+def history_line(report: Report, bundle: Bundle, when: str) -> HistoryLine:
+    """What is worth keeping of a check."""
+    rungs = tuple(replace(rung, examples=(), tensors=()) for rung in report.rungs)
+    return HistoryLine(
+        when=when,
+        passed=report.passed,
+        bundle_sha256=file_sha256(bundle.folder / MANIFEST),
+        sources=bundle.manifest.sources,
+        report=replace(report, rungs=rungs, drift=()),
+    )
+
+
+def append(file: Path, line: HistoryLine) -> None:
+    """One write at the end of the file, so that two checks at a time leave two lines."""
+    import json
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(as_plain(line), ensure_ascii=False, allow_nan=False) + "\n"
+    handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(handle, text.encode("utf-8"))
+    finally:
+        os.close(handle)
+
+
+def read(file: Path) -> Iterator[HistoryLine]:
+    """Every line, oldest first.
+
+    Raises: CheckError naming the line that is broken.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as failure:
+        raise CheckError(f"history file {file} cannot be read ({failure})") from failure
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield from_json(HistoryLine, line, f"{file}, line {number}", CheckError)
+
+
+def last_good(file: Path, like: Report) -> HistoryLine:
+    """The last check of the same model, target and recipe that passed.
+
+    Raises: CheckError when there is none.
+    """
+    key = (like.model, like.family, like.target, like.recipe)
+    found: HistoryLine | None = None
+    for line in read(file):
+        one = line.report
+        if line.passed and (one.model, one.family, one.target, one.recipe) == key:
+            found = line
+    if found is None:
+        raise CheckError(
+            f"{file} holds no passed check of {like.model}, {like.recipe}, for {like.target}; "
+            "append one with: mllm-export check BUNDLE --against CKPT --history FILE"
+        )
+    return found
