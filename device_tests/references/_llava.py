@@ -65,6 +65,8 @@ class Parts:
     """Whether a picture is padded to a square before."""
     stop: str
     dtype: torch.dtype
+    around: tuple[str, str] | None = None
+    """What stands before and after the question; None for Vicuna's template."""
 
 
 class LlavaReference:
@@ -137,7 +139,7 @@ class LlavaReference:
 
     def prompt_ids(self, question: str, images: int = 1) -> list[int]:
         """The whole prompt of one user turn."""
-        return image_token_ids(self._tokenizer, prompt_text(question, images))
+        return image_token_ids(self._tokenizer, prompt_text(question, images, self._parts.around))
 
     def text_ids(self, text: str) -> list[int]:
         """Plain text after something else: no BOS."""

@@ -16,10 +16,11 @@ IMAGE_TOKEN_INDEX = -200
 """Source: haotian-liu/LLaVA, llava/constants.py."""
 
 
-def prompt_text(question: str, images: int) -> str:
+def prompt_text(question: str, images: int, around: tuple[str, str] | None = None) -> str:
     """One user turn; images stand before the question, each on a line of its own."""
     pictures = "" if IMAGE in question else f"{IMAGE}\n" * images
-    return f"{_SYSTEM} USER: {pictures}{question} ASSISTANT:"
+    before, after = around or (f"{_SYSTEM} USER: ", " ASSISTANT:")
+    return f"{before}{pictures}{question}{after}"
 
 
 def image_token_ids(tokenizer: Any, text: str) -> list[int]:
