@@ -30,6 +30,8 @@ class Question:
     pictures: tuple[str, ...]
     text: str
     answers: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    """Of a multiple choice question, in the order of their letters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +119,15 @@ def _question(line: str, where: str, answered: bool) -> Question:
         raise CheckError(f"{where}: key 'answers' is {answers!r}, needed: a list of strings")
     if not answers:
         raise CheckError(f"{where}: key 'answers' is empty, needed: at least one string")
-    return Question(pictures=(data["image"],), text=data["question"], answers=tuple(answers))
+    choices = data.get("choices", [])
+    if not isinstance(choices, list) or not all(isinstance(one, str) for one in choices):
+        raise CheckError(f"{where}: key 'choices' is {choices!r}, needed: a list of strings")
+    return Question(
+        pictures=(data["image"],),
+        text=data["question"],
+        answers=tuple(answers),
+        choices=tuple(choices),
+    )
 
 
 def _picture(name: str, file: Path) -> Picture:

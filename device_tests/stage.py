@@ -8,7 +8,9 @@ from pathlib import Path
 from mllm_export.bundle import Bundle, Manifest
 from mllm_export.checkpoint import Checkpoint
 from mllm_export.device_tests.parity import check
+from mllm_export.device_tests.scoring import Metric
 from mllm_export.diagnosis import Diagnosis
+from mllm_export.evaluation import Evaluation
 from mllm_export.plan import Plan
 from mllm_export.progress import Progress
 from mllm_export.report import Report
@@ -62,6 +64,32 @@ def diagnose_stage(
     _settle_threads(bundle, uses_torch=True)
     checkpoint = Checkpoint(*source)
     return diagnose(bundle, checkpoint, evaluation=evaluation, kv=kv, progress=progress)
+
+
+def evaluate_stage(
+    folder: Path,
+    manifest: Manifest,
+    source: Source | None,
+    evaluation: Path,
+    metric: Metric,
+    answers: Path | None,
+    max_tokens: int,
+    progress: Progress,
+) -> Evaluation:
+    """`evaluate.evaluate` on what can be sent to another process."""
+    from mllm_export.device_tests.evaluate import evaluate
+
+    bundle = Bundle(folder, manifest)
+    _settle_threads(bundle, uses_torch=source is not None)
+    return evaluate(
+        bundle,
+        evaluation,
+        checkpoint=None if source is None else Checkpoint(*source),
+        metric=metric,
+        answers=answers,
+        max_tokens=max_tokens,
+        progress=progress,
+    )
 
 
 def _settle_threads(bundle: Bundle, uses_torch: bool) -> None:

@@ -28,6 +28,10 @@ class StepLike(Protocol):
         """The token, a stop token included."""
 
     @property
+    def text(self) -> str:
+        """Text that became certain with this token."""
+
+    @property
     def finish(self) -> str:
         """Why this is the last step; empty when it is not."""
 

@@ -11,7 +11,17 @@ from typing import Annotated
 import typer
 
 from mllm_export import __version__
-from mllm_export.commands import build, check, compare, diagnose, inspect, listing, plan, run
+from mllm_export.commands import (
+    build,
+    check,
+    compare,
+    diagnose,
+    evaluate,
+    inspect,
+    listing,
+    plan,
+    run,
+)
 from mllm_export.errors import MllmExportError
 from mllm_export.terminal import print_error
 
@@ -29,6 +39,7 @@ app.command("build")(build.build)
 app.command("check")(check.check)
 app.command("compare")(compare.compare)
 app.command("diagnose")(diagnose.diagnose)
+app.command("evaluate")(evaluate.evaluate)
 app.command("run")(run.run)
 app.command("list")(listing.list_names)
 

@@ -32,14 +32,19 @@ class HistoryLine:
 
 def history_line(report: Report, bundle: Bundle, when: str) -> HistoryLine:
     """What is worth keeping of a check."""
-    rungs = tuple(replace(rung, examples=(), tensors=()) for rung in report.rungs)
     return HistoryLine(
         when=when,
         passed=report.passed,
         bundle_sha256=file_sha256(bundle.folder / MANIFEST),
         sources=bundle.manifest.sources,
-        report=replace(report, rungs=rungs, drift=()),
+        report=_figures(report),
     )
+
+
+def _figures(report: Report) -> Report:
+    """The same report with figures alone."""
+    rungs = tuple(replace(rung, examples=(), tensors=()) for rung in report.rungs)
+    return replace(report, rungs=rungs, drift=())
 
 
 def append(file: Path, line: HistoryLine) -> None:
@@ -69,18 +74,26 @@ def read(file: Path) -> Iterator[HistoryLine]:
             yield from_json(HistoryLine, line, f"{file}, line {number}", CheckError)
 
 
-def last_good(file: Path, like: Report) -> HistoryLine:
-    """The last check of the same model, target and recipe that passed.
+def last_good(file: Path, like: Report) -> HistoryLine | None:
+    """The last check of the same model, target and recipe that passed, before this very one.
 
-    Raises: CheckError when there is none.
+    None when this very check is the first of its kind in the file.
+
+    Raises: CheckError when no such check passed at all.
     """
+    this = _figures(like)
     key = (like.model, like.family, like.target, like.recipe)
     found: HistoryLine | None = None
+    first = False
     for line in read(file):
         one = line.report
-        if line.passed and (one.model, one.family, one.target, one.recipe) == key:
+        if not line.passed or (one.model, one.family, one.target, one.recipe) != key:
+            continue
+        if one == this:
+            first = True
+        else:
             found = line
-    if found is None:
+    if found is None and not first:
         raise CheckError(
             f"{file} holds no passed check of {like.model}, {like.recipe}, for {like.target}; "
             "append one with: mllm-export check BUNDLE --against CKPT --history FILE"

@@ -43,12 +43,16 @@ def compare(
     from mllm_export.history import last_good
     from mllm_export.records import to_json
     from mllm_export.reports.comparison import to_markdown
+    from mllm_export.terminal import print_note
 
     if (after is None) == (history is None):
         raise CheckError("give two bundles or reports, or one and --history FILE")
     if history is not None:
         new, new_name = load_report(before), str(before)
         line = last_good(history, new)
+        if line is None:
+            print_note(f"{history} holds no check before this one: there is nothing to compare")
+            return
         old, old_name = line.report, f"the check of {line.when} in {history}"
     else:
         assert after is not None, "either is given"

@@ -50,7 +50,20 @@ def test_the_last_check_that_passed_is_found_behind_failed_and_foreign_ones(
         (replace(PASSED, recipe="f16"), "4"),
     ):
         append(file, line(one, when))
-    assert last_good(file, FAILED).when == "2"
+    found = last_good(file, FAILED)
+    assert found is not None
+    assert found.when == "2"
+
+
+def test_a_check_is_not_compared_with_itself(tmp_path: Path) -> None:
+    file = tmp_path / "history.jsonl"
+    append(file, line(PASSED, "1"))
+    assert last_good(file, PASSED) is None
+    other = replace(PASSED, rungs=(Rung(name="tower", status="passed", samples=9),))
+    append(file, line(other, "2"))
+    found = last_good(file, other)
+    assert found is not None
+    assert found.when == "1"
 
 
 def test_no_good_line_is_refused_with_the_command_that_makes_one(tmp_path: Path) -> None:

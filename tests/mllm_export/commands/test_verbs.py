@@ -110,3 +110,18 @@ def png_header(width: int, height: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
     return start + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_ready_ci_files_are_listed_and_printed(command: Run) -> None:
+    names = command("list", "ci").out.split()
+    assert names == ["parity.yml", "pre-push.sh"]
+    assert "--mllm-bundle" in command("list", "ci", "parity.yml").out
+    assert command("list", "ci", "pre-push.sh").out.startswith("#!/usr/bin/env bash")
+    assert "unknown CI file 'parity.yaml'; did you mean parity.yml" in (
+        command("list", "ci", "parity.yaml").error
+    )
+
+
+def test_compare_refuses_what_holds_no_report(command: Run, tmp_path: Path) -> None:
+    assert "holds no report.json" in command("compare", tmp_path, tmp_path).error
+    assert "or one and --history FILE" in command("compare", tmp_path).error
