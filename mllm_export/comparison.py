@@ -54,4 +54,4 @@ class Comparison:
 
 def _moved(one: Change) -> str:
     unit = f" {one.unit}" if one.unit else ""
-    return f"{one.before:.6g} -> {one.after:.6g}{unit}"
+    return f"{one.before:.4g} to {one.after:.4g}{unit}"

@@ -240,3 +240,16 @@ def test_a_finished_bundle_opens_with_its_golden_files(
     assert values["logits-0"].shape == (1, 512)
     assert sum(path.stat().st_size for path in golden[1].iterdir()) < 2_000_000
     assert open_bundle(built["f16"][1].folder).manifest.profile == "default"
+
+
+def test_drift_and_latency_are_information_beside_the_ladder(golden: tuple[Report, Path]) -> None:
+    report, _ = golden
+    by_part = {
+        part: [one for one in report.drift if one.part == part] for part in ("tower", "decoder")
+    }
+    assert all(len(rows) >= 2 for rows in by_part.values())
+    assert 0 < max(one.relative_error for one in by_part["tower"]) < 1e-4
+    assert max(one.relative_error for one in by_part["decoder"]) < 0.02
+    assert [one.stage for one in report.latency][:3] == ["preprocess", "tower", "prefill"]
+    assert all(one.low_ms <= one.median_ms <= one.high_ms for one in report.latency)
+    assert report.device
