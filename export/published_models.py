@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from mllm_export.export.families.llava_phi import FAMILY as LLAVA_PHI
 from mllm_export.export.families.mobilevlm import FAMILY as MOBILEVLM
 from mllm_export.export.family import TinyModel
 from mllm_export.export.published_towers import CLIP_L_336
@@ -60,4 +63,46 @@ def mobilevlm(size: str, projector: str = "ldpnetv2") -> TinyModel:
         tower_name="clip-vit-large-patch14-336",
         tower_config=CLIP_L_336,
         preprocessor={**tiny.preprocessor, "size": 336, "crop_size": 336},
+    )
+
+
+_PHI_2: dict[str, object] = {
+    "hidden_size": 2560,
+    "intermediate_size": 10240,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "partial_rotary_factor": 0.4,
+    "vocab_size": 51200,
+}
+"""Source: microsoft/phi-2, config.json."""
+
+
+def llava_phi() -> TinyModel:
+    """LLaVA-Phi: Phi-2 and CLIP ViT-L/14-336, as published."""
+    tiny = LLAVA_PHI.tiny()
+    tower = {
+        **CLIP_L_336,
+        "mm_vision_select_feature": "patch",
+        "mm_vision_select_layer": -2,
+        "model_type": "llava_phi_clip_vision_model",
+    }
+    projector = {
+        "hidden_size": 2560,
+        "mm_hidden_size": 1024,
+        "mm_projector_type": "mlp2x_gelu",
+        "model_type": "llava_phi_projector",
+    }
+    sides = {
+        "crop_size": {"height": 336, "width": 336},
+        "size": {"shortest_edge": 336},
+    }
+    return replace(
+        tiny,
+        config={
+            **tiny.config,
+            **_PHI_2,
+            "vision_config": {"mm_projector": projector, "vision_tower": tower},
+        },
+        preprocessor={**tiny.preprocessor, **sides},
     )
