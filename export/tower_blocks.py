@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from mllm_export.quantize.tower_scheme import TowerScheme
@@ -14,6 +15,9 @@ def quantize_blocks(model: ModelProto, wanted: list[str], scheme: TowerScheme) -
     """Turn the named products into MatMulNBits; activations stay float."""
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
+    # It reports on every node it passes by.
+    logging.getLogger("onnxruntime.quantization").setLevel(logging.WARNING)
+    logging.getLogger(MatMulNBitsQuantizer.__module__).setLevel(logging.WARNING)
     others = [n.name for n in model.graph.node if n.op_type == "MatMul" and n.name not in wanted]
     quantizer = MatMulNBitsQuantizer(
         model,

@@ -47,6 +47,15 @@ CalibrationOption = Annotated[
         "by default the set that this package brings.",
     ),
 ]
+BudgetOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--memory-budget",
+        metavar="SIZE",
+        help="Such as 900MiB, for weights, KV cache and activations together: schemes are then "
+        "chosen by what each part loses, measured on the calibration set.",
+    ),
+]
 MmprojOption = Annotated[
     bool,
     typer.Option(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mllm_export.commands.arguments import (
+    BudgetOption,
     CalibrationOption,
     CheckpointArgument,
     EvaluationOption,
@@ -34,6 +35,7 @@ def build(
     vision_tower: TowerOption = None,
     evaluation: EvaluationOption = None,
     mmproj: MmprojOption = False,
+    memory_budget: BudgetOption = None,
     calibration: CalibrationOption = None,
     no_check: Annotated[
         bool, typer.Option("--no-check", help="Leave a bundle that is marked unchecked.")
@@ -48,6 +50,8 @@ def build(
     job = plan_job(checkpoint, target, recipe, vision_tower, mmproj)
     if checkpoint == REFERENCE and evaluation is None:
         evaluation = reference_evaluation()
+    if memory_budget is not None:
+        job = _within(job, memory_budget, mmproj, calibration)
     _refuse_bad_pictures(job, calibration)
     _forecast(job)
     with ProgressBars() as progress:
@@ -89,6 +93,17 @@ def build_bundle(
 
     run_build(job.plan, job.reading, job.checkpoint, job.target, out, finish, progress, calibrate)
     return reports[0] if reports else None
+
+
+def _within(job: Job, memory_budget: str, mmproj: bool, calibration: Path | None) -> Job:
+    """The job with what loses least in that memory."""
+    from mllm_export.commands.budgeting import spend_budget
+    from mllm_export.terminal import ProgressBars, stderr
+
+    with ProgressBars() as progress:
+        spent, table = spend_budget(job, memory_budget, mmproj, calibration, progress)
+    stderr().print(table)
+    return spent
 
 
 def _refuse_bad_pictures(job: Job, calibration: Path | None) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from mllm_export.commands.arguments import (
+    BudgetOption,
+    CalibrationOption,
     CheckpointArgument,
     JsonOption,
     MmprojOption,
@@ -27,18 +29,27 @@ def plan(
     recipe: RecipeOption = None,
     vision_tower: TowerOption = None,
     mmproj: MmprojOption = False,
+    memory_budget: BudgetOption = None,
+    calibration: CalibrationOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a build would write, with predicted sizes and memory."""
+    from mllm_export.commands.budgeting import spend_budget
     from mllm_export.commands.opening import plan_job
     from mllm_export.records import to_json
-    from mllm_export.terminal import mib, stdout
+    from mllm_export.terminal import ProgressBars, mib, stdout
 
     job = plan_job(checkpoint, target, recipe, vision_tower, mmproj)
+    table = None
+    if memory_budget is not None:
+        with ProgressBars() as progress:
+            job, table = spend_budget(job, memory_budget, mmproj, calibration, progress)
     if as_json:
         typer.echo(to_json(job.plan), nl=False)
         return
     console = stdout()
+    if table is not None:
+        console.print(table)
     for artifact in job.plan.artifacts:
         console.print(artifact_table(artifact))
     for line in summary(job.plan):
