@@ -59,7 +59,7 @@ def build(
     Raises: BuildError for a folder that exists, a full disk, or a stage that died; whatever
     `finish` raises.
     """
-    with _partial_folder(out, plan) as folder:
+    with partial_folder(out, needed_bytes(plan)) as folder:
         work = Work(
             plan=plan,
             reading=reading,
@@ -77,13 +77,13 @@ def build(
             left.unlink()
         manifest = replace(draft, checked=verdict, files=_files(plan, folder))
         write_manifest(folder, manifest)
-        _sync(folder)
+        sync(folder)
         folder.rename(out)
     return Bundle(out, manifest)
 
 
 @contextmanager
-def _partial_folder(out: Path, plan: Plan) -> Iterator[Path]:
+def partial_folder(out: Path, needed: int) -> Iterator[Path]:
     """A hidden folder beside `out`, gone when the block fails."""
     if out.exists():
         raise BuildError(f"{out} exists; name another folder with -o, or remove it first")
@@ -91,7 +91,7 @@ def _partial_folder(out: Path, plan: Plan) -> Iterator[Path]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(out)
-        _require_room(out.parent, plan)
+        _require_room(out.parent, needed)
         folder.mkdir()
         yield folder
     except OSError as failure:
@@ -118,11 +118,14 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def _require_room(parent: Path, plan: Plan) -> None:
+def needed_bytes(plan: Plan) -> int:
+    """Room on the disk: the artifacts, and the float tower while it is quantized."""
     tower = plan.artifact("tower")
     quantized = any(row.scheme != "f32" for row in tower.tensors) if tower else False
-    extra = 4 * tower.size_bytes if tower and quantized else 0
-    needed = plan.size_bytes + extra
+    return plan.size_bytes + (4 * tower.size_bytes if tower and quantized else 0)
+
+
+def _require_room(parent: Path, needed: int) -> None:
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise BuildError(
@@ -198,7 +201,8 @@ def tool_versions() -> tuple[tuple[str, str], ...]:
     return (("mllm-export", mllm_export.__version__), *tools)
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
+    """Have every file of the folder on the disk."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:

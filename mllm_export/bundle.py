@@ -15,7 +15,9 @@ from mllm_export.spec import ModelSpec
 SCHEMA = 1
 MANIFEST = "bundle.json"
 
-FileRole = Literal["tower", "decoder", "mmproj", "tokenizer", "golden", "report", "text"]
+FileRole = Literal[
+    "tower", "text_tower", "decoder", "mmproj", "tokenizer", "golden", "report", "text"
+]
 
 
 @record
@@ -81,7 +83,7 @@ def open_bundle(folder: Path, verify: bool = True) -> Bundle:
     """
     manifest = read_manifest(folder)
     for file in manifest.files:
-        _check_file(folder, file, verify)
+        check_file(folder, file, verify)
     return Bundle(folder, manifest)
 
 
@@ -116,7 +118,8 @@ def describe_file(folder: Path, path: str, role: FileRole) -> BundleFile:
     )
 
 
-def _check_file(folder: Path, file: BundleFile, verify: bool) -> None:
+def check_file(folder: Path, file: BundleFile, verify: bool) -> None:
+    """Raises: BundleError for a file that is missing, changed, or leads out of the folder."""
     pure = PurePosixPath(file.path)
     whole = folder / pure
     inside = not pure.is_absolute() and ".." not in pure.parts and "\\" not in file.path

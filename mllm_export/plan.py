@@ -7,7 +7,7 @@ from typing import Literal
 from mllm_export.records import record
 from mllm_export.spec import ModelSpec
 
-Role = Literal["tower", "decoder", "mmproj"]
+Role = Literal["tower", "text_tower", "decoder", "mmproj"]
 
 
 @record

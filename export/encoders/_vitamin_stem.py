@@ -64,18 +64,43 @@ def resized_positions(table: Tensor, side: int, wanted: int) -> Tensor:
     Bicubic with antialiasing is a linear map along each axis, and is written as two products.
     """
     import torch
-    from torch.nn import functional
 
     if side == wanted:
         return table
-    # As wide as high: torch takes a map one column wide for channels-last and reads it wrongly.
-    unit = torch.eye(side).reshape(1, side, side, 1).expand(1, side, side, side).contiguous()
-    maps = functional.interpolate(unit, size=(wanted, side), mode="bicubic", antialias=True)
-    weights = maps[0, :, :, 0]  # column w: how much each old place gives to place w
+    weights = torch.tensor(_bicubic(side, wanted)).T  # column w: what each old place gives to w
     x = table.reshape(side, side, -1).permute(2, 0, 1)  # D, rows, columns
     x = (x @ weights).transpose(1, 2)  # D, new columns, rows
     x = (x @ weights).transpose(1, 2)  # D, new rows, new columns
     return x.permute(1, 2, 0).reshape(1, wanted * wanted, -1)
+
+
+def _bicubic(side: int, wanted: int) -> list[list[float]]:
+    """For each of `wanted` places the weights of `side` old ones, which sum to 1.
+
+    Source: Pillow, src/libImaging/Resample.c, precompute_coeffs and bicubic_filter, which torch's
+    antialiased interpolation follows.
+    """
+    step = side / wanted
+    stretch = max(step, 1.0)
+    rows: list[list[float]] = []
+    for place in range(wanted):
+        centre = (place + 0.5) * step
+        first = max(int(centre - 2 * stretch + 0.5), 0)
+        last = min(int(centre + 2 * stretch + 0.5), side)
+        row = [0.0] * side
+        for old in range(first, last):
+            row[old] = _cubic((old - centre + 0.5) / stretch)
+        total = sum(row)
+        rows.append([weight / total for weight in row])
+    return rows
+
+
+def _cubic(x: float) -> float:
+    """Keys' kernel with a = -0.5."""
+    x = abs(x)
+    if x < 1:
+        return (1.5 * x - 2.5) * x * x + 1
+    return ((-0.5 * x + 2.5) * x - 4) * x + 2 if x < 2 else 0.0
 
 
 def _conv(name: str, width_out: int, width_in: int, side: int) -> dict[str, Shape]:

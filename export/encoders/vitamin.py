@@ -90,6 +90,14 @@ def timm_name(config: Config) -> str:
     return ""
 
 
+def model_args(config: Config) -> Config:
+    """What timm was told beside the name; `depth` and `img_size` are heeded.
+
+    Source: timm, models/_hub.py, which saves them and passes them on when it loads.
+    """
+    return config.section("model_args") if "model_args" in config else Config({}, config.file)
+
+
 class Vitamin:
     """S, B, L, L2 and XL at every published resolution."""
 
@@ -106,9 +114,7 @@ class Vitamin:
         timm's vitamin_xlarge_336 carries the pretrained config of the 256 px model.
         """
         named = _published(config)[1]
-        if "model_args" in config:
-            return image_spec(config.section("model_args").positive("img_size", named), fit)
-        return image_spec(named, fit)
+        return image_spec(model_args(config).positive("img_size", named), fit)
 
     def read_spec(
         self, config: Config, image: ImageSpec, select_layer: int, keep_prefix: bool
@@ -130,7 +136,7 @@ class Vitamin:
             image=image,
             patch_px=_PATCH_PX,
             width=size.width,
-            layers=size.layers,
+            layers=model_args(config).positive("depth", size.layers),
             heads=size.heads,
             mlp_width=2 * size.width,
             activation="gelu",

@@ -6,7 +6,7 @@ written: at no time are all of them in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +14,10 @@ import numpy as np
 
 from mllm_export.errors import BuildError
 from mllm_export.export.formats.onnx_run import run_once
+from mllm_export.export.graph import Graph, tower_graph
 from mllm_export.export.onnx_stream import OnnxTensor, write_onnx
-from mllm_export.export.parts import ENCODERS, PROJECTORS, Reader
-from mllm_export.export.stored import PROJECTOR, TOWER, stored_shape, stored_shapes, to_stored
+from mllm_export.export.parts import Reader
+from mllm_export.export.stored import stored_shape, to_stored
 from mllm_export.progress import Progress, Step, silent
 from mllm_export.spec import EncoderSpec, ProjectorSpec
 from mllm_export.weights import Shape
@@ -46,34 +47,43 @@ def write_tower(
     Shapes: pixel_values f32[1, 3, S, S] -> image_embeds f32[T, D].
     Raises: BuildError when the checker or ONNX Runtime refuses the file.
     """
-    progress(Step(stage=_STAGE, item="tracing the graph", done=0, total=0))
-    skeleton = tower_skeleton(encoder, projector)
-    parts = (
-        (TOWER, ENCODERS[encoder.kind].parameters(encoder), read_tower),
-        (PROJECTOR, PROJECTORS[projector.kind].parameters(projector), read_projector),
-    )
-    tensors = [
-        _tensor(prefix, name, shape, read)
-        for prefix, parameters, read in parts
-        for name, shape in parameters.items()
-    ]
-    write_onnx(path, skeleton, _told(tensors, progress))
-    run_once(path, (projector.tokens_out, projector.out_width))
+    graph = tower_graph(encoder, projector)
+    write_graph(path, graph, (read_tower, read_projector), progress)
 
 
 def tower_skeleton(encoder: EncoderSpec, projector: ProjectorSpec) -> ModelProto:
+    """The checked graph without its weights; see `graph_skeleton`."""
+    return graph_skeleton(tower_graph(encoder, projector))
+
+
+def write_graph(
+    path: Path, graph: Graph, readers: Sequence[Reader], progress: Progress = silent
+) -> None:
+    """Write, check and run once; `readers` give the values of the graph's parts, in order.
+
+    Raises: BuildError when the checker or ONNX Runtime refuses the file.
+    """
+    progress(Step(stage=_STAGE, item="tracing the graph", done=0, total=0))
+    skeleton = graph_skeleton(graph)
+    tensors = [
+        _tensor(prefix, name, shape, read)
+        for (prefix, parameters), read in zip(graph.parts, readers, strict=True)
+        for name, shape in parameters.items()
+    ]
+    write_onnx(path, skeleton, _told(tensors, progress))
+    run_once(path, graph.output_shape)
+
+
+def graph_skeleton(graph: Graph) -> ModelProto:
     """The checked graph without its weights, which the nodes name as they will be stored.
 
     The same specs give the same bytes; no date, path or source line is in them.
     """
     from onnx import TensorProto
 
-    shapes = {
-        **stored_shapes(TOWER, ENCODERS[encoder.kind].parameters(encoder)),
-        **stored_shapes(PROJECTOR, PROJECTORS[projector.kind].parameters(projector)),
-    }
-    model = _trace(encoder, projector, shapes)
-    _strip(model)
+    shapes = graph.stored()
+    model = _trace(graph, shapes)
+    _strip(model, graph.name)
     _fold_constants_into_nodes(model.graph)
     del model.graph.input[1:]  # the weights, which become initializers
     check_graph(model, {name: (TensorProto.FLOAT, shape) for name, shape in shapes.items()})
@@ -99,52 +109,45 @@ def _told(tensors: list[OnnxTensor], progress: Progress) -> Iterator[OnnxTensor]
         yield tensor
 
 
-def _trace(
-    encoder: EncoderSpec, projector: ProjectorSpec, shapes: Mapping[str, Shape]
-) -> ModelProto:
+def _trace(graph: Graph, shapes: Mapping[str, Shape]) -> ModelProto:
     """The exporter's graph; every weight is an input, so that nothing is folded into another."""
     import onnx_ir
     import torch
 
-    size_px = encoder.image.size_px
+    dtype = torch.int64 if graph.integer else torch.float32
     program = torch.onnx.export(
-        _whole(encoder, projector),
-        (torch.empty(1, 3, size_px, size_px, device="meta"),),
-        kwargs={"weights": {n: torch.empty(s, device="meta") for n, s in shapes.items()}},
+        _whole(graph),
+        # Never read nor written, so no memory stands behind them.
+        (torch.empty(graph.input_shape, dtype=dtype),),
+        kwargs={"weights": {n: torch.empty(s) for n, s in shapes.items()}},
         dynamo=True,
         opset_version=OPSET,
-        input_names=[INPUT, *shapes],
-        output_names=[OUTPUT],
+        input_names=[graph.input, *shapes],
+        output_names=[graph.output],
         verbose=False,
     )
     assert program is not None, "without a path the exporter returns the program"
     return onnx_ir.to_proto(program.model)
 
 
-def _whole(encoder: EncoderSpec, projector: ProjectorSpec) -> nn.Module:
-    """Tower and projector as one module that takes its weights as an argument."""
+def _whole(graph: Graph) -> nn.Module:
+    """The graph as a module that takes its weights as an argument."""
     from torch import nn
 
     class Whole(nn.Module):
-        def forward(self, pixel_values: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-            features = ENCODERS[encoder.kind].apply(encoder, _below(TOWER, weights), pixel_values)
-            rows = PROJECTORS[projector.kind].apply(projector, _below(PROJECTOR, weights), features)
-            return rows.reshape(projector.tokens_out, projector.out_width)
+        def forward(self, given: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+            return graph.apply(weights, given)
 
     return Whole().eval()
 
 
-def _below(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
-
-
-def _strip(model: ModelProto) -> None:
+def _strip(model: ModelProto, name: str) -> None:
     """Remove what the exporter notes on the side: its version, source lines, machine paths."""
     model.producer_name = "mllm-export"
     for field in ("producer_version", "doc_string", "metadata_props"):
         model.ClearField(field)
     graph = model.graph
-    graph.name = "tower"
+    graph.name = name
     for message in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
         message.ClearField("doc_string")
         message.ClearField("metadata_props")

@@ -43,10 +43,16 @@ def build(
     as_json: JsonOption = False,
 ) -> None:
     """Export, quantize and check; leave a bundle only if it passes."""
+    from mllm_export.commands.alone import build_alone, open_alone
     from mllm_export.commands.opening import REFERENCE, plan_job, reference_evaluation
     from mllm_export.terminal import ProgressBars
 
     started = time.monotonic()
+    alone = open_alone(checkpoint)
+    if alone is not None:
+        build_alone(alone, target, recipe, out, evaluation, no_check, as_json)
+        _figures(time.monotonic() - started)
+        return
     job = plan_job(checkpoint, target, recipe, vision_tower, mmproj)
     if checkpoint == REFERENCE and evaluation is None:
         evaluation = reference_evaluation()

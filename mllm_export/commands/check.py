@@ -54,12 +54,17 @@ def check(
     Exit codes: 0 every limit kept, 1 a rung failed, 2 cannot be done as asked.
     """
     from mllm_export.bundle import open_bundle
+    from mllm_export.commands.alone import check_alone
     from mllm_export.commands.checking import check_in_child, verdict, write_reports
     from mllm_export.commands.opening import REFERENCE, open_checkpoint, reference_evaluation
+    from mllm_export.embedder import is_embedder
     from mllm_export.errors import CheckFailedError
     from mllm_export.records import to_json
     from mllm_export.terminal import ProgressBars, parity_table, stdout
 
+    if is_embedder(bundle):
+        check_alone(bundle, against, evaluation, report_dir, as_json)
+        return
     opened = open_bundle(bundle)
     original = None if against is None else open_checkpoint(against, vision_tower)
     if against == REFERENCE and evaluation is None:

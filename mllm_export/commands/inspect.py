@@ -38,11 +38,16 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show the parts, parameter counts, prompt and left-over tensors of a checkpoint."""
+    from mllm_export.commands.alone import inspect_alone, open_alone
     from mllm_export.commands.opening import open_checkpoint
     from mllm_export.export.family import cover, read_spec
     from mllm_export.records import to_json
     from mllm_export.terminal import stdout
 
+    alone = open_alone(checkpoint)
+    if alone is not None:
+        inspect_alone(alone, as_json)
+        return
     opened = open_checkpoint(checkpoint, vision_tower)
     reading = read_spec(opened)
     found = _inspection(reading, cover(opened, reading))

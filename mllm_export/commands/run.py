@@ -15,10 +15,17 @@ if TYPE_CHECKING:
 
 def run(
     bundle: BundleArgument,
-    prompt: Annotated[str, typer.Option("--prompt", metavar="S", help="The question.")],
+    prompt: Annotated[
+        Optional[str],  # noqa: UP045  (typer evaluates it on Python 3.10 too)
+        typer.Option("--prompt", metavar="S", help="The question."),
+    ] = None,
     image: Annotated[
         Optional[list[Path]],  # noqa: UP045  (typer evaluates it on Python 3.10 too)
         typer.Option("--image", metavar="F", help="A picture; may be given several times, or not."),
+    ] = None,
+    label: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--label", metavar="S", help="For an encoder alone: what may be shown."),
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.0,
@@ -30,9 +37,16 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question; needs neither torch nor transformers."""
+    from mllm_export.commands.alone import run_alone
+    from mllm_export.embedder import is_embedder
     from mllm_export.runtimes import load
     from mllm_export.terminal import print_note
 
+    if is_embedder(bundle):
+        run_alone(bundle, image or [], label or [], threads, as_json)
+        return
+    if prompt is None:
+        raise typer.BadParameter("give the question", param_hint="--prompt")
     with load(bundle, threads=threads) as session:
         if session.manifest.checked == "unchecked":
             print_note(f"{bundle} was never checked against the original (built with --no-check)")

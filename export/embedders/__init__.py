@@ -1,0 +1,1 @@
+"""Published layouts of an encoder alone: one file each."""

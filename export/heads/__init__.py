@@ -1,0 +1,1 @@
+"""How an encoder's rows become one embedding: one file each."""

@@ -1,0 +1,145 @@
+"""An encoder alone on the device: pictures and texts to embeddings, labels to probabilities.
+
+Needs numpy, Pillow and onnxruntime; for texts also `tokenizers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from mllm_export.embedder import (
+    IMAGE_FILE,
+    TEXT_FILE,
+    TOKENIZER_FILE,
+    EmbedderManifest,
+    TextTowerSpec,
+    open_embedder,
+)
+from mllm_export.errors import EngineError
+from mllm_export.runtimes.engines import Floats
+from mllm_export.runtimes.preprocess import Picture, preprocess
+
+
+class TextIds:
+    """Text to ids i64[1, context_tokens]: start, text cut to fit, end, padding."""
+
+    def __init__(self, file: Path, spec: TextTowerSpec) -> None:
+        """Raises: EngineError naming the extra when `tokenizers` is not installed."""
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as failure:
+            raise EngineError(
+                "texts need the library tokenizers; install with: pip install 'mllm-export[text]'"
+            ) from failure
+        self._spec = spec
+        self._tokenizer = Tokenizer.from_file(str(file))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+
+    def encode(self, text: str) -> list[int]:
+        """One row of ids."""
+        spec = self._spec
+        ids = list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        start = [] if spec.bos_id is None else [spec.bos_id]
+        row = [*start, *ids[: spec.context_tokens - len(start) - 1], spec.eos_id]
+        return row + [spec.pad_id] * (spec.context_tokens - len(row))
+
+
+class EmbedderSession:
+    """An opened bundle of an encoder alone."""
+
+    def __init__(
+        self, folder: Path, manifest: EmbedderManifest, threads: int | None = None
+    ) -> None:
+        """Use `open_embedder_session`, which verifies the files."""
+        self.manifest = manifest
+        self.spec = manifest.model
+        self._image = _open(folder / IMAGE_FILE, threads)
+        text = self.spec.text
+        self._text = None if text is None else _open(folder / TEXT_FILE, threads)
+        self._ids = None if text is None else TextIds(folder / TOKENIZER_FILE, text)
+
+    def preprocess(self, image: Picture) -> Floats:
+        """A picture as pixels f32[1, 3, S, S]."""
+        return preprocess(image, self.spec.encoder.image)
+
+    def embed_pixels(self, pixels: Floats) -> Floats:
+        """Pixels f32[1, 3, S, S] to f32[E], not normalised."""
+        return _run(self._image, pixels)
+
+    def embed_image(self, image: Picture) -> Floats:
+        """A picture as f32[E], not normalised."""
+        return self.embed_pixels(self.preprocess(image))
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text. Raises: EngineError when the bundle has no text tower."""
+        if self._ids is None:
+            raise EngineError("this bundle embeds images only: its checkpoint has no text tower")
+        return self._ids.encode(text)
+
+    def embed_text(self, text: str) -> Floats:
+        """A text as f32[E], not normalised. Raises: see `encode`."""
+        ids = np.array([self.encode(text)], np.int64)
+        assert self._text is not None, "encode refuses a bundle without a text tower"
+        return _run(self._text, ids)
+
+    def scores(self, image: Floats, texts: Sequence[Floats]) -> Floats:
+        """logit_scale * cosine + logit_bias of one image with each text. Shapes: f32[L]."""
+        rows = np.stack([_unit(text) for text in texts])
+        cosines = rows @ _unit(image)
+        made = cosines * self.manifest.logit_scale + self.manifest.logit_bias
+        return np.asarray(made, np.float32)
+
+    def classify(
+        self, image: Picture, labels: Sequence[str], template: str | None = None
+    ) -> Floats:
+        """A probability for each label. Shapes: f32[L]; they sum to 1 unless scored by sigmoid."""
+        if not labels:
+            raise EngineError("no labels were given; name at least one")
+        form = self.spec.template if template is None else template
+        texts = [self.embed_text(form.replace("{}", label)) for label in labels]
+        scores = self.scores(self.embed_image(image), texts).astype(np.float64)
+        if self.spec.score == "sigmoid":
+            return np.asarray(1 / (1 + np.exp(-scores)), np.float32)
+        powers = np.exp(scores - scores.max())
+        return np.asarray(powers / powers.sum(), np.float32)
+
+
+def open_embedder_session(
+    folder: str | Path, threads: int | None = None, verify: bool = True
+) -> EmbedderSession:
+    """Open a bundle of an encoder alone. Raises: BundleError, EngineError."""
+    path = Path(folder)
+    return EmbedderSession(path, open_embedder(path, verify), threads)
+
+
+def _open(path: Path, threads: int | None) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    # ONNX Runtime's errors share no public class.
+    except Exception as failure:
+        reason = " ".join(str(failure).split())[:300]
+        raise EngineError(f"{path}: ONNX Runtime refuses the graph ({reason})") from failure
+
+
+def _run(session: onnxruntime.InferenceSession, values: np.ndarray) -> Floats:
+    (port,) = session.get_inputs()
+    if tuple(values.shape) != tuple(port.shape):
+        raise EngineError(f"{port.name} is {list(values.shape)}, needed: {list(port.shape)}")
+    (made,) = session.run(None, {port.name: values})
+    row: Floats = np.asarray(made, np.float32)[0]
+    if not np.isfinite(row).all():
+        raise EngineError("the graph gave NaN or Inf; did the bundle pass its checks?")
+    return row
+
+
+def _unit(row: Floats) -> Floats:
+    return np.asarray(row / np.linalg.norm(row), np.float32)
