@@ -27,7 +27,7 @@ from mllm_export.device_tests.pictures import Picture, file_picture, ladder, sce
 from mllm_export.device_tests.profile import Limits, load_profile
 from mllm_export.device_tests.questions import NASTY, PLAIN
 from mllm_export.device_tests.reference import Floats
-from mllm_export.device_tests.stored import read_onnx
+from mllm_export.device_tests.stored_tower import read_onnx
 from mllm_export.embedder import IMAGE_FILE, TEXT_FILE, EmbedderManifest
 from mllm_export.errors import CheckError, EngineError, ImageError
 from mllm_export.progress import Progress, Step, silent

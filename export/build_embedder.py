@@ -50,7 +50,7 @@ def plan_embedder(
     Raises: PlanError for a recipe that quantizes towers, and for a device that is too small.
     """
     spec = reading.spec
-    if recipe.tower_scheme != "f32":
+    if recipe.tower_scheme != "f32" or recipe.tower:
         raise PlanError(
             f"recipe '{recipe.name}' stores towers as {recipe.tower_scheme}; an encoder alone is "
             f"built in f32 only, give --recipe {RECIPE}"
