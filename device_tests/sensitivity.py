@@ -150,7 +150,6 @@ class Sensitivity:
         job = TowerJob(
             schemes=named,
             preset=self._preset,
-            ranges="percentile",
             pixels=folder / "pixels.npy",
         )
         quantize_tower(plain, path, job)

@@ -83,7 +83,6 @@ def recipe_of(assignment: Assignment, name: str) -> Recipe:
         name=name,
         description="What loses least within a memory budget, by measured sensitivity.",
         tower_scheme=tower,
-        tower_ranges="percentile",
         tower=(
             TowerRule(tensors="tower.*", scheme=tower, why=why),
             TowerRule(tensors="projector.*", scheme=projector, why=why),
