@@ -30,7 +30,16 @@ from mllm_export.export.target import Target
 from mllm_export.plan import Plan
 from mllm_export.progress import Progress, silent
 
-TOOLS = ("torch", "transformers", "onnx", "onnxruntime", "optimum-onnx", "gguf", "llama-cpp-python")
+TOOLS = (
+    "torch",
+    "transformers",
+    "onnx",
+    "onnxruntime",
+    "coremltools",
+    "optimum-onnx",
+    "gguf",
+    "llama-cpp-python",
+)
 """What the bytes of an artifact may depend on; written into the manifest."""
 
 PIXELS = f"{FLOAT_TOWER}.pixels.npy"
@@ -181,7 +190,7 @@ def _files(plan: Plan, folder: Path) -> tuple[BundleFile, ...]:
         if name.startswith(FLOAT_TOWER):
             continue
         top = name.split("/", 1)[0]
-        role = artifacts.get(name) or folders.get(top) or _side_role(name)
+        role = artifacts.get(name) or artifacts.get(top) or folders.get(top) or _side_role(name)
         found.append(describe_file(folder, name, role))
     return tuple(found)
 

@@ -19,9 +19,14 @@ PROJECTOR = "projector."
 
 def is_linear(name: str, shape: Shape) -> bool:
     """Whether a published tensor is the weight of a linear map: Linear, or a 1x1 convolution."""
-    if not name.endswith("weight") or "embedding" in name:
+    if not is_matrix_name(name):
         return False
     return len(shape) == 2 or (len(shape) == 4 and tuple(shape[2:]) == (1, 1))
+
+
+def is_matrix_name(name: str) -> bool:
+    """Whether a published name is that of a weight which is multiplied, not added."""
+    return name.endswith("weight") and "embedding" not in name
 
 
 def stored_shape(name: str, shape: Shape) -> Shape:

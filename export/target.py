@@ -8,6 +8,7 @@ from typing import Literal
 
 from mllm_export.catalog import unknown
 from mllm_export.errors import TargetError
+from mllm_export.export.coreml_options import Deployment
 from mllm_export.records import from_plain, record
 from mllm_export.toml import read_toml
 
@@ -19,7 +20,7 @@ class Target:
     name: str
     description: str
     arch: Literal["x86_64", "arm64"]
-    system: Literal["linux"]
+    system: Literal["linux", "macos", "ios"]
     cpu_features: tuple[str, ...]
     """Features the artifacts rely on, as the kernel names them."""
     memory_mib: int
@@ -33,6 +34,10 @@ class Target:
     """A file in runtimes/decoder."""
     vision_preset: str
     """optimum's instruction-set preset for INT8 towers."""
+    deployment: Deployment | Literal[""] = ""
+    """The oldest system that runs a Core ML tower; empty where there is none."""
+    image_input: bool = False
+    """Whether a Core ML tower takes a picture and normalises it itself."""
     context_tokens: int
     """KV cache the plan reckons with; never more than the model's own limit."""
     default_recipe: str

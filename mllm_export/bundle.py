@@ -20,6 +20,10 @@ FileRole = Literal[
 ]
 
 
+_ARTIFACTS = ("tower", "decoder", "mmproj")
+"""Roles of what stands at the bundle's top: a file, or one folder."""
+
+
 @record
 class BundleFile:
     """A file of the bundle; `path` is relative, with forward slashes."""
@@ -61,7 +65,7 @@ class Bundle:
         self.manifest = manifest
 
     def path(self, role: FileRole) -> Path:
-        """The one file of that role.
+        """The one file of that role; an artifact of several files is a folder.
 
         Raises: BundleError when there is none.
         """
@@ -71,8 +75,12 @@ class Bundle:
         return found
 
     def find(self, role: FileRole) -> Path | None:
-        """The first file of that role, or None."""
-        return next((self.folder / f.path for f in self.manifest.files if f.role == role), None)
+        """The first file of that role, or the folder of an artifact of several; or None."""
+        first = next((f.path for f in self.manifest.files if f.role == role), None)
+        if first is None:
+            return None
+        whole = role in _ARTIFACTS
+        return self.folder / (PurePosixPath(first).parts[0] if whole else first)
 
 
 def open_bundle(folder: Path, verify: bool = True) -> Bundle:

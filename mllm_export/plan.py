@@ -30,7 +30,7 @@ class TensorPlan:
 
 @record
 class ArtifactPlan:
-    """One file of the bundle."""
+    """One file of the bundle, or a folder of files that belong together."""
 
     role: Role
     path: str
@@ -39,6 +39,10 @@ class ArtifactPlan:
     scheme: str
     """The recipe's word for the whole artifact, such as Q4_0 or w8a8."""
     tensors: tuple[TensorPlan, ...]
+    deployment: Literal["", "iOS17", "iOS18", "macOS14", "macOS15"] = ""
+    """For a Core ML program: the oldest system that runs it."""
+    image_input: bool = False
+    """For a Core ML program: whether it takes a picture in place of a tensor."""
 
     @property
     def size_bytes(self) -> int:

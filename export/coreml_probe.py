@@ -1,0 +1,71 @@
+"""Where a program leaves float16's range, found by running it on pictures in float32."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from mllm_export.export.mil_evaluator import Evaluator
+from mllm_export.export.mil_program import read_program
+from mllm_export.spec import ImageSpec
+
+if TYPE_CHECKING:
+    from mllm_export.export.mil_program import Operation
+
+_LIMIT = float(np.finfo(np.float16).max) / 2
+"""Half of what float16 holds: other pictures than the probes reach further."""
+
+_PICTURES = ("003", "014")
+"""Of the reference's calibration pictures: a drawn scene and digits."""
+
+
+def overflowing(package: Path, image: ImageSpec) -> tuple[str, ...]:
+    """Names, before their cast to float16, of the operations that leave the range on a probe."""
+    evaluator = Evaluator(read_program(package), "float32")
+    found: dict[str, None] = {}
+
+    def note(operation: Operation, peak: float) -> None:
+        if not peak <= _LIMIT:  # not a number counts too
+            found[operation.name.removesuffix("_cast_fp16")] = None
+
+    for levels in probes(image):
+        evaluator.run(levels_for(evaluator, image, levels), note)
+    return tuple(found)
+
+
+def kept_in_float32(package: Path) -> tuple[str, ...]:
+    """Names of the operations that the program computes in float32."""
+    return tuple(
+        operation.name
+        for operation in read_program(package).operations
+        if operation.type not in ("const", "cast")
+        and any(result.type == "FLOAT32" for result in operation.results)
+    )
+
+
+def probes(image: ImageSpec) -> list[npt.NDArray[np.float32]]:
+    """Black, white, and pictures. Shapes: f32[3, S, S] of 0 to 255 each."""
+    from PIL import Image
+
+    folder = files("mllm_export.export.reference") / "data" / "calibration"
+    side = image.size_px
+    flat = [np.full((3, side, side), level, np.float32) for level in (0, 255)]
+    for name in _PICTURES:
+        with (folder / f"{name}.png").open("rb") as file, Image.open(file) as picture:
+            values = np.asarray(picture.convert("RGB").resize((side, side)), np.float32)
+        flat.append(np.ascontiguousarray(values.transpose(2, 0, 1)))
+    return flat
+
+
+def levels_for(
+    evaluator: Evaluator, image: ImageSpec, levels: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Levels f32[3, S, S] as the program's input f32[1, 3, S, S]."""
+    if evaluator.program.image_inputs:
+        return levels[None]
+    mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (image.mean, image.std))
+    return np.asarray((levels / 255 - mean) / std, np.float32)[None]

@@ -1,0 +1,132 @@
+"""README.md of a bundle for Apple's systems: how an app feeds the tower into the decoder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mllm_export.plan import ArtifactPlan
+
+if TYPE_CHECKING:
+    from mllm_export.export.artifact import Work
+    from mllm_export.spec import ModelSpec
+
+_TEXT = """\
+# {name} for {target}
+
+| file | what | runs on |
+|---|---|---|
+| `tower.mlpackage` | vision tower and projector, {scheme} weights | Core ML, {system} |
+| `decoder.gguf` | language model | llama.cpp, built with Metal |
+| `tokenizer/` | the checkpoint's own tokenizer; decoder.gguf holds it too | |
+| `bundle.json` | sizes, preprocessing, prompt template, SHA-256 of every file | |
+
+One picture becomes {tokens} embeddings of width {width}, which take {tokens} positions of the
+decoder. The image goes between two runs of token ids:
+
+    {before}  ->  ids
+    the picture               ->  {tokens} embeddings
+    {after}  ->  ids
+
+`<image>` itself is no token: the text is cut there, and its pieces are tokenized apart.
+
+## Preprocessing
+
+{fit}, {resample} resampling to {size} x {size} pixels, RGB. {pixels}
+
+## The call
+
+```swift
+import CoreML
+import llama
+
+/// Image embeddings into the decoder, in place of tokens. Returns the next free position.
+func decode(_ input: MLFeatureProvider, tower: MLModel, into context: OpaquePointer,
+            at start: Int32) throws -> Int32 {{
+    let output = try tower.prediction(from: input)
+    let rows = output.featureValue(for: "{output}")!.multiArrayValue!
+    // Float32, {tokens} rows of {width}.
+    let count = Int32({tokens})
+    var batch = llama_batch_init(count, {width}, 1)
+    defer {{ llama_batch_free(batch) }}
+    batch.n_tokens = count
+    // Core ML may pad rows: the strides say where each one starts.
+    let stride = rows.strides[0].intValue
+    rows.withUnsafeBufferPointer(ofType: Float.self) {{ values in
+        for row in 0..<Int(count) {{
+            let from = UnsafeRawPointer(values.baseAddress! + row * stride)
+            memcpy(batch.embd + row * {width}, from, {width} * MemoryLayout<Float>.stride)
+            batch.pos[row] = start + Int32(row)
+            batch.n_seq_id[row] = 1
+            batch.seq_id[row]![0] = 0
+            batch.logits[row] = 0
+        }}
+    }}
+    guard llama_decode(context, batch) == 0 else {{ throw DecodeError.refused }}
+    return start + count
+}}
+
+enum DecodeError: Error {{ case refused }}
+
+let settings = MLModelConfiguration()
+settings.computeUnits = .all  // .cpuAndNeuralEngine keeps the GPU for the decoder
+let compiled = try await MLModel.compileModel(at: bundle.appendingPathComponent("tower.mlpackage"))
+let tower = try MLModel(contentsOf: compiled, configuration: settings)
+{feed}
+```
+
+`n_batch` and `n_ubatch` of the llama.cpp context must be at least {tokens}, or the embeddings go
+in several batches, in order. Ask for logits only with the last token of the text behind the image.
+"""
+
+_TENSOR = """\
+// pixels: MLMultiArray of Float16, [1, 3, {size}, {size}], (value / 255 - mean) / std
+let input = try MLDictionaryFeatureProvider(dictionary: ["{input}": pixels])"""
+
+_IMAGE = """\
+// picture: CVPixelBuffer of {size} x {size}, kCVPixelFormatType_32BGRA
+let input = try MLDictionaryFeatureProvider(
+    dictionary: ["{input}": MLFeatureValue(pixelBuffer: picture)])"""
+
+_FITS = {
+    "pad": "Pad to a square with RGB {pad}",
+    "crop": "Resize the shorter side, then cut the centre",
+    "stretch": "Resize both sides",
+}
+
+
+def write_readme(work: Work, artifact: ArtifactPlan) -> None:
+    """Write README.md into the bundle's folder."""
+    text = readme(work.plan.spec, work.plan.target, artifact)
+    (work.folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def readme(spec: ModelSpec, target: str, artifact: ArtifactPlan) -> str:
+    """The text for one model and target."""
+    image, prompt = spec.encoders[0].image, spec.prompt
+    words = {
+        "size": image.size_px,
+        "input": "pixel_values",
+        "output": "image_embeds",
+        "tokens": spec.image_tokens,
+        "width": spec.decoder.width,
+    }
+    mean, std = (", ".join(f"{v:.8g}" for v in values) for values in (image.mean, image.std))
+    pixels = (
+        "The model takes the picture itself and normalises it."
+        if artifact.image_input
+        else f"Then (value / 255 - mean) / std with mean [{mean}] and std [{std}]."
+    )
+    return _TEXT.format(
+        **words,
+        name=spec.name,
+        target=target,
+        scheme=artifact.scheme,
+        system=artifact.deployment,
+        before=repr(prompt.before),
+        after=repr(f"{prompt.after_image}QUESTION{prompt.after}"),
+        fit=_FITS[image.fit].format(pad=image.pad_rgb),
+        resample=image.resample,
+        pixels=pixels,
+        feed=(_IMAGE if artifact.image_input else _TENSOR).format(**words)
+        + "\nposition = try decode(input, tower: tower, into: context, at: position)",
+    )

@@ -1,0 +1,1 @@
+"""What the operations of an ML Program compute, one file per group."""

@@ -1,0 +1,168 @@
+"""An ML Program, operation by operation, on any machine.
+
+What it can tell: that the saved file computes what the model does, from the very bytes that Core
+ML will read, and what rounding every result to float16 costs. What it cannot: how Apple's
+hardware orders its sums, what it keeps in wider accumulators, or which unit an operation runs
+on. Source of what each operation means: apple/coremltools, converters/mil/mil/ops/defs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from mllm_export.catalog import Catalog, unknown
+from mllm_export.errors import EngineError
+from mllm_export.export.mil_call import Call, Group, Operator, to_tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mllm_export.export.mil_program import MilProgram, Operation, Value
+
+Precision = Literal["float32", "float16"]
+
+Watch = Callable[["Operation", float], None]
+"""Told of every operation with the largest magnitude it made, inside or as a result."""
+
+GROUPS: Catalog[Group] = Catalog(
+    "mllm_export.export.mil", "OPERATIONS", "group of operations", EngineError
+)
+
+
+@cache
+def operators() -> Mapping[str, Operator]:
+    """Every operation known, by its name in the program."""
+    return {name: run for group in GROUPS.names() for name, run in GROUPS[group].items()}
+
+
+class Evaluator:
+    """Runs one program; constants are decoded once and kept."""
+
+    def __init__(self, program: MilProgram, precision: Precision) -> None:
+        """float32 rounds nothing; float16 rounds every result that the program calls FLOAT16.
+
+        Raises: EngineError, naming it, for an operation that is not known.
+        """
+        for operation in program.operations:
+            if operation.type != "const" and operation.type not in operators():
+                raise EngineError(
+                    f"{program.path}: operation '{operation.name}': "
+                    + unknown("operation", operation.type, sorted(operators()))
+                )
+        self.program = program
+        self.precision = precision
+        self._constants: dict[str, Any] = {}
+        self._last_use = _last_uses(program)
+
+    def run(self, pixels: npt.NDArray[np.float32], watch: Watch | None = None) -> Any:
+        """The program's one output for its one input, in float32.
+
+        Shapes: f32[1, 3, S, S] -> f32[T, D]
+        Raises: EngineError for an input of another shape.
+        """
+        import torch
+
+        (given,), (asked,) = self.program.inputs, self.program.outputs
+        if pixels.shape != given.shape:
+            raise EngineError(
+                f"{self.program.path}: '{given.name}' is {list(given.shape)}, "
+                f"got {list(pixels.shape)}"
+            )
+        values: dict[str, Any] = {given.name: self._rounded(torch.tensor(pixels), given.type)}
+        with torch.no_grad():
+            for number, operation in enumerate(self.program.operations):
+                self._step(operation, values, watch)
+                for name in self._last_use.get(number, ()):
+                    values.pop(name, None)
+        return values[asked].float().numpy()
+
+    def constant(self, name: str) -> Tensor:
+        """A constant's values, decoded, as the operations are given them."""
+        for operation in self.program.operations:
+            self._step(operation, {}, None, constants_only=True)
+            if operation.name == name:
+                break
+        return self._constants[name]  # type: ignore[no-any-return]
+
+    def _step(
+        self,
+        operation: Operation,
+        values: dict[str, Any],
+        watch: Watch | None,
+        constants_only: bool = False,
+    ) -> None:
+        if operation.name in self._constants:
+            return
+        if operation.type == "const":
+            self._constants[operation.name] = _constant(operation.attributes["val"])
+            return
+        fixed = operation.type.startswith("constexpr_")
+        if constants_only and not fixed:
+            return
+        call = self._call(operation, values)
+        made = operators()[operation.type](call)
+        results = made if isinstance(made, tuple) else (made,)
+        into = self._constants if fixed else values
+        for result, tensor in zip(operation.results, results, strict=True):
+            into[result.name] = self._rounded(tensor, result.type)
+        if watch is not None and not fixed:
+            watch(operation, max([call.peak, *(_peak(one) for one in results)]))
+
+    def _call(self, operation: Operation, values: Mapping[str, Any]) -> Call:
+        given: dict[str, list[Any]] = {
+            name: [_constant(value)]
+            for name, value in operation.attributes.items()
+            if name != "name"
+        }
+        for name, arguments in operation.inputs.items():
+            given[name] = [
+                self._find(operation, one, values) if isinstance(one, str) else _constant(one)
+                for one in arguments
+            ]
+        return Call(operation, given)
+
+    def _find(self, operation: Operation, name: str, values: Mapping[str, Any]) -> Any:
+        if name in values:
+            return values[name]
+        if name in self._constants:
+            return self._constants[name]
+        raise EngineError(
+            f"{self.program.path}: operation '{operation.name}' reads '{name}', "
+            "which nothing before it makes"
+        )
+
+    def _rounded(self, tensor: Tensor, kind: str) -> Tensor:
+        if self.precision == "float16" and kind == "FLOAT16" and tensor.is_floating_point():
+            return tensor.half().float()
+        return tensor
+
+
+def _constant(value: Value) -> Any:
+    read = value.read()
+    return to_tensor(read) if isinstance(read, np.ndarray) else read
+
+
+def _peak(tensor: Tensor) -> float:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return 0.0
+    return float(tensor.abs().max())
+
+
+def _last_uses(program: MilProgram) -> dict[int, list[str]]:
+    """Which results nobody reads after an operation, by its number."""
+    last: dict[str, int] = {}
+    for number, operation in enumerate(program.operations):
+        for arguments in operation.inputs.values():
+            for one in arguments:
+                if isinstance(one, str):
+                    last[one] = number
+    found: dict[int, list[str]] = {}
+    for name, number in last.items():
+        if name not in program.outputs:
+            found.setdefault(number, []).append(name)
+    return found

@@ -1,0 +1,126 @@
+"""Tower and projector through Core ML, on a Mac."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mllm_export.errors import EngineError
+from mllm_export.runtimes.engines import Floats
+from mllm_export.spec import ModelSpec
+
+INPUT = "pixel_values"
+OUTPUT = "image_embeds"
+
+UNITS_VARIABLE = "MLLM_COREML_UNITS"
+"""Environment variable that chooses where Core ML computes."""
+
+UNITS = ("ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY")
+"""Names of coremltools.ComputeUnit, the default first."""
+
+
+class CoremlTower:
+    """One program: pixels f32[1, 3, S, S] to embeddings f32[T, D]."""
+
+    def __init__(self, path: Path, spec: ModelSpec, model: Any, takes_image: bool) -> None:
+        """`model` is coremltools' MLModel, or what predicts as one."""
+        self._path = path
+        self._spec = spec
+        self._model = model
+        self._takes_image = takes_image
+
+    def embed(self, pixels: Floats) -> Floats:
+        """Pixels f32[N, 3, S, S] to embeddings f32[N * T, D], tile after tile.
+
+        Raises: EngineError for another shape or type, and for embeddings with NaN or Inf.
+        """
+        if self._model is None:
+            raise EngineError("the session is closed; load the bundle again")
+        side = self._spec.encoders[0].image.size_px
+        if pixels.ndim != 4 or pixels.shape[1:] != (3, side, side) or not len(pixels):
+            raise EngineError(
+                f"pixels are {list(pixels.shape)}, needed: float32[N, 3, {side}, {side}]"
+            )
+        embeddings = np.concatenate([self._run(tile) for tile in pixels])
+        if not np.isfinite(embeddings).all():
+            raise EngineError(
+                f"{self._path}: the tower gave NaN or Inf for this image; "
+                "are its pixels normalised, and did the bundle pass its checks?"
+            )
+        return embeddings
+
+    def close(self) -> None:
+        """Give the memory back; a second call does nothing."""
+        self._model = None
+
+    def _run(self, tile: Floats) -> Floats:
+        given = to_picture(tile, self._spec) if self._takes_image else tile[None]
+        made = np.asarray(self._model.predict({INPUT: given})[OUTPUT], np.float32)
+        shape = (self._spec.image_tokens, self._spec.decoder.width)
+        if made.shape != shape:
+            raise EngineError(
+                f"{self._path}: the tower gives {list(made.shape)}, the spec needs {list(shape)}; "
+                "is the tower another model's?"
+            )
+        return made
+
+
+class CoremlEngine:
+    """Opens .mlpackage folders."""
+
+    def open(self, path: Path, spec: ModelSpec, threads: int) -> CoremlTower:
+        """Raises: EngineError away from macOS, or when Core ML refuses the package."""
+        del threads  # Core ML chooses its own
+        if sys.platform != "darwin":
+            raise EngineError(
+                f"{path}: Core ML runs on Apple's systems alone, this is {sys.platform}; "
+                "run the bundle on a Mac, or check it here with 'mllm-export check'"
+            )
+        model = _load(path, compute_units())
+        ports = model.get_spec().description.input
+        takes_image = ports[0].type.WhichOneof("Type") == "imageType"
+        return CoremlTower(path, spec, model, takes_image)
+
+
+def compute_units() -> str:
+    """What the environment asks for. Raises: EngineError for a name that Core ML lacks."""
+    asked = os.environ.get(UNITS_VARIABLE, UNITS[0])
+    if asked not in UNITS:
+        raise EngineError(f"{UNITS_VARIABLE} is '{asked}', known: {', '.join(UNITS)}")
+    return asked
+
+
+def to_picture(tile: Floats, spec: ModelSpec) -> Any:
+    """Normalised pixels f32[3, S, S] as the picture they were made of; exact, since it had 8 bits.
+
+    Returns a PIL image, as coremltools takes pictures.
+    """
+    from PIL import Image
+
+    image = spec.encoders[0].image
+    mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (image.mean, image.std))
+    levels = ((tile * std + mean) * 255).round().clip(0, 255).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0)))
+
+
+def _load(path: Path, units: str) -> Any:
+    try:
+        import coremltools
+    except ImportError as failure:
+        raise EngineError(
+            f"{path}: Core ML is reached through coremltools; install it with: "
+            "pip install 'coremltools>=9,<10'"
+        ) from failure
+    try:
+        return coremltools.models.MLModel(str(path), compute_units=coremltools.ComputeUnit[units])
+    # Core ML's refusals come as RuntimeError, NSError texts and more.
+    except Exception as failure:
+        reason = " ".join(str(failure).split())[:300]
+        raise EngineError(f"{path}: Core ML refuses the tower ({reason})") from failure
+
+
+ENGINE = CoremlEngine()
