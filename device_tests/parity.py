@@ -27,8 +27,8 @@ from mllm_export.device_tests.samples import (
     reference_evaluation,
 )
 from mllm_export.device_tests.stored import Stored, decoder_kind, read_gguf
-from mllm_export.device_tests.stored_tower import read_onnx, tower_kind
 from mllm_export.device_tests.subject import Subject, open_subject
+from mllm_export.device_tests.tower_file import TOWER_FILES
 from mllm_export.errors import CheckError, EngineError, ImageError
 from mllm_export.plan import Plan
 from mllm_export.progress import Progress, Step, silent
@@ -126,8 +126,9 @@ def _context(
     float_tower: Path | None,
     progress: Progress,
 ) -> Context:
+    tower_file = TOWER_FILES[bundle.manifest.vision_engine]
     tensors, keys = read_gguf(bundle.path("decoder"))
-    stored = StoredFiles(tower=read_onnx(bundle.path("tower")), decoder=tensors, keys=keys)
+    stored = StoredFiles(tower=tower_file.read(bundle.path("tower")), decoder=tensors, keys=keys)
     same_file = float_tower is not None and float_tower == bundle.path("tower")
     return Context(
         bundle=bundle,
@@ -148,7 +149,8 @@ def limits_of(
 
     Raises: CheckError for a profile that limits what no check measures.
     """
-    of_tower, of_decoder = tower_kind(tower), decoder_kind(decoder)
+    of_tower = TOWER_FILES[bundle.manifest.vision_engine].kind(tower)
+    of_decoder = decoder_kind(decoder)
     coarsest = KINDS[max(KINDS.index(of_tower), KINDS.index(of_decoder))]
     profile = load_profile(bundle.manifest.profile)
     for limit in profile.limits:
@@ -201,5 +203,9 @@ def _report(bundle: Bundle, oracle: Oracle, rungs: tuple[Rung, ...]) -> Report:
             ArtifactSize(path=file.path, size_bytes=file.size_bytes) for file in manifest.files
         ),
         tools=manifest.tools,
-        notes=(f"reference: {oracle.title}", f"samples: {oracle.samples_title}"),
+        notes=(
+            f"reference: {oracle.title}",
+            f"samples: {oracle.samples_title}",
+            *TOWER_FILES[manifest.vision_engine].notes(bundle.path("tower")),
+        ),
     )

@@ -14,10 +14,11 @@ from mllm_export.toml import read_toml
 
 _PACKAGE = "mllm_export.device_tests.profiles"
 
-Kind = Literal["f16", "int8", "int4"]
-"""How coarsely the coarsest part of what is measured is stored."""
+Kind = Literal["f16", "half", "int8", "int4"]
+"""How coarsely the coarsest part of what is measured is stored; half: a tower that computes in
+float16 too, which is f16 wherever a limit does not name it."""
 
-KINDS: tuple[Kind, ...] = ("f16", "int8", "int4")
+KINDS: tuple[Kind, ...] = ("f16", "half", "int8", "int4")
 
 
 @record
@@ -27,12 +28,14 @@ class Values:
     every: float | None = None
     """For kinds that are not named."""
     f16: float | None = None
+    half: float | None = None
     int8: float | None = None
     int4: float | None = None
 
     def of(self, kind: Kind) -> float | None:
         """The limit for that kind."""
-        own = {"f16": self.f16, "int8": self.int8, "int4": self.int4}[kind]
+        half = self.f16 if self.half is None else self.half
+        own = {"f16": self.f16, "half": half, "int8": self.int8, "int4": self.int4}[kind]
         return self.every if own is None else own
 
 

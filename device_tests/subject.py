@@ -125,19 +125,22 @@ def open_subject(bundle: Bundle) -> Subject:
     Of a large bundle only tower or decoder is open at a time, and neither while the original
     works: together they would need the memory of both models twice.
     """
-    from mllm_export.runtimes.engines import DECODER_ENGINES, VISION_ENGINES
+    from mllm_export.device_tests.tower_file import TOWER_FILES
+    from mllm_export.runtimes.engines import DECODER_ENGINES
     from mllm_export.runtimes.opening import is_small, usable_cores
     from mllm_export.runtimes.session import Session
 
     manifest, cores = bundle.manifest, usable_cores()
     spec, context = manifest.model, manifest.context_tokens
     paths = bundle.path("tower"), bundle.path("decoder")
-    open_tower = partial(VISION_ENGINES[manifest.vision_engine].open, paths[0], spec, cores)
+    engine = TOWER_FILES[manifest.vision_engine].engine()
+    open_tower = partial(engine.open, paths[0], spec, cores)
     threads = 1 if is_small(paths[1]) else cores
     open_decoder = partial(
         DECODER_ENGINES[manifest.decoder_engine].open, paths[1], spec, context, threads
     )
-    if sum(path.stat().st_size for path in paths) < _LARGE_BYTES:
+    sizes = (f.size_bytes for f in manifest.files if f.role in ("tower", "decoder"))
+    if sum(sizes) < _LARGE_BYTES:
         return Subject(Session(bundle, open_tower(), open_decoder()))
     part = OnePart()
     tower, decoder = PartTower(part, open_tower), PartDecoder(part, open_decoder, context)

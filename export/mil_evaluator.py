@@ -82,19 +82,24 @@ class Evaluator:
         return values[asked].float().numpy()
 
     def constant(self, name: str) -> Tensor:
-        """A constant's values, decoded, as the operations are given them."""
-        for operation in self.program.operations:
-            self._step(operation, {}, None, constants_only=True)
-            if operation.name == name:
-                break
-        return self._constants[name]  # type: ignore[no-any-return]
+        """A constant's values, decoded, as the operations are given them; not kept."""
+        return self.decode(next(o for o in self.program.operations if o.name == name))
+
+    def decode(self, operation: Operation) -> Tensor:
+        """See `constant`."""
+        if operation.type == "const":
+            return _constant(operation.attributes["val"])  # type: ignore[no-any-return]
+        plain = {o.name: o for o in self.program.operations if o.type == "const"}
+        names = [n for given in operation.inputs.values() for n in given if isinstance(n, str)]
+        known = {name: _constant(plain[name].attributes["val"]) for name in names}
+        made = operators()[operation.type](self._call(operation, known))
+        return self._rounded(made, operation.results[0].type)
 
     def _step(
         self,
         operation: Operation,
         values: dict[str, Any],
         watch: Watch | None,
-        constants_only: bool = False,
     ) -> None:
         if operation.name in self._constants:
             return
@@ -102,8 +107,6 @@ class Evaluator:
             self._constants[operation.name] = _constant(operation.attributes["val"])
             return
         fixed = operation.type.startswith("constexpr_")
-        if constants_only and not fixed:
-            return
         call = self._call(operation, values)
         made = operators()[operation.type](call)
         results = made if isinstance(made, tuple) else (made,)

@@ -13,9 +13,12 @@ from mllm_export.device_tests.distributions import cosines, relative_error
 from mllm_export.device_tests.profile import Kind
 from mllm_export.device_tests.reference import Floats
 from mllm_export.device_tests.thumbnails import thumbnail
+from mllm_export.device_tests.tower_file import TOWER_FILES
 from mllm_export.report import Example, Measurement, Rung, rung_of
 
 _SHOWN = 3
+
+_ENDS = (": worst-token cosine", ": mean-token cosine", ": relative error")
 
 
 class Tower:
@@ -28,6 +31,7 @@ class Tower:
         "values that are no numbers",
         "float graph: worst-token cosine",
         "float graph: relative error",
+        *(f"program in {one}" + end for one in ("float32", "float16") for end in _ENDS),
     )
 
     def run(self, context: Context) -> Rung:
@@ -42,6 +46,7 @@ class Tower:
             context.subject.rest()
             plain = _embeddings(cases, _runner(context.float_tower))
             measurements += _measured(context, cases, plain, "float graph: ")
+        measurements += _further(context, cases)
         return rung_of(
             "tower",
             reference=context.oracle.title,
@@ -61,13 +66,24 @@ def _measured(
     pairs = [(case.expected, np.nan_to_num(one)) for case, one in zip(cases, made, strict=True)]
     tokens = np.concatenate([cosines(expected, one) for expected, one in pairs])
     errors = [relative_error(expected, one) for expected, one in pairs]
-    kind: Kind | None = "f16" if of else None
+    kind: Kind | None = "f16" if of == "float graph: " else None
     measure = context.limits.measure
     return [
         measure("tower", f"{of}worst-token cosine", float(tokens.min()), kind=kind),
         measure("tower", f"{of}mean-token cosine", float(tokens.mean()), kind=kind),
         measure("tower", f"{of}relative error", max(errors), "of the norm", kind=kind),
     ]
+
+
+def _further(context: Context, cases: Sequence[TowerCase]) -> list[Measurement]:
+    """The same file run in other ways, where its engine has some."""
+    file = TOWER_FILES[context.bundle.manifest.vision_engine]
+    path, spec = context.bundle.path("tower"), context.bundle.manifest.model
+    found: list[Measurement] = []
+    for name, open_it in file.more(path, spec).items():
+        context.subject.rest()
+        found += _measured(context, cases, _embeddings(cases, open_it()), f"{name}: ")
+    return found
 
 
 def _ranges(

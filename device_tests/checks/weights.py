@@ -13,6 +13,7 @@ from mllm_export.device_tests.check import NEEDS_ORIGINAL, Context
 from mllm_export.device_tests.originals import Original, OriginalKey
 from mllm_export.device_tests.reference import Floats
 from mllm_export.device_tests.stored import FLOATS, Stored
+from mllm_export.device_tests.stored_coreml import CoremlStored
 from mllm_export.device_tests.stored_tower import OnnxBlocks, OnnxInt8
 from mllm_export.export.tower_plan import planned_schemes
 from mllm_export.plan import Plan
@@ -208,7 +209,7 @@ def _unrounded(scheme: str, source: Floats, made: Floats) -> int:
 
 def _largest_error(stored: Stored, source: Floats, off: Floats, rows: tuple[int, int]) -> float:
     off = np.where(np.isfinite(off), off, np.inf)
-    if isinstance(stored, OnnxInt8 | OnnxBlocks):
+    if isinstance(stored, OnnxInt8 | OnnxBlocks | CoremlStored):
         return float((off / np.maximum(stored.steps(*rows), _TINY)).max())
     columns = source.shape[-1]
     width = _block_columns(stored.scheme)

@@ -32,8 +32,8 @@ from mllm_export.device_tests.reference import Floats
 from mllm_export.device_tests.samples import Samples
 from mllm_export.device_tests.sequences import continuation_ids, spread
 from mllm_export.device_tests.stored import read_gguf
-from mllm_export.device_tests.stored_tower import read_onnx
 from mllm_export.device_tests.subject import Answer, Subject, open_subject
+from mllm_export.device_tests.tower_file import TOWER_FILES
 from mllm_export.diagnosis import Diagnosis, LayerWalk, PartShare
 from mllm_export.errors import CheckError
 from mllm_export.progress import Progress, Step, silent
@@ -94,7 +94,7 @@ class _Search:
         progress: Progress,
     ) -> None:
         tensors, self._keys = read_gguf(bundle.path("decoder"))
-        stored_tower = read_onnx(bundle.path("tower"))
+        stored_tower = TOWER_FILES[bundle.manifest.vision_engine].read(bundle.path("tower"))
         oracle = oracle_of(bundle, checkpoint, evaluation, progress, subject.rest)
         self._oracle = _fewer(oracle)
         reference = self._oracle.reference

@@ -1,0 +1,42 @@
+"""The protocol of device_tests/towers: how the checks read and run a vision engine's file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from mllm_export.catalog import Catalog
+from mllm_export.device_tests.profile import Kind
+from mllm_export.device_tests.reference import Floats
+from mllm_export.device_tests.stored import Stored
+from mllm_export.errors import CheckError
+from mllm_export.runtimes.engines import VisionEngine
+from mllm_export.spec import ModelSpec
+
+Embed = Callable[[Floats], Floats]
+"""Pixels f32[1, 3, S, S] to embeddings f32[T, D]."""
+
+
+class TowerFile(Protocol):
+    """One file of device_tests/towers, named as the engine."""
+
+    def read(self, path: Path) -> dict[str, Stored]:
+        """Every stored tensor, named and laid out as in the ONNX file."""
+
+    def kind(self, stored: Mapping[str, Stored]) -> Kind:
+        """How coarse the file is."""
+
+    def engine(self) -> VisionEngine:
+        """What the checks open it with: the device's own engine, or what stands in for it here."""
+
+    def more(self, path: Path, spec: ModelSpec) -> Mapping[str, Callable[[], Embed]]:
+        """Further ways to run the same file, each opened only when it is measured."""
+
+    def notes(self, path: Path) -> tuple[str, ...]:
+        """What a reader of the report should know of it."""
+
+
+TOWER_FILES: Catalog[TowerFile] = Catalog(
+    "mllm_export.device_tests.towers", "TOWER_FILE", "vision engine", CheckError
+)

@@ -1,0 +1,110 @@
+"""Core ML packages: Core ML runs them on a Mac, the evaluator of ML Programs everywhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from mllm_export.device_tests.profile import Kind
+from mllm_export.device_tests.reference import Floats
+from mllm_export.device_tests.stored import Stored
+from mllm_export.device_tests.stored_coreml import read_coreml
+from mllm_export.device_tests.tower_file import Embed
+from mllm_export.errors import EngineError
+from mllm_export.export.coreml_package import read_contents
+from mllm_export.export.mil_evaluator import Evaluator, Precision
+from mllm_export.export.mil_program import MilProgram, read_program
+from mllm_export.runtimes.engines import VISION_ENGINES, VisionEngine
+from mllm_export.runtimes.vision.coreml import to_picture
+from mllm_export.spec import ModelSpec
+
+_FOUR_BITS = ("w4g32", "pal4", "pal6")
+
+
+class EvaluatedTower:
+    """A package without Core ML: every operation in torch."""
+
+    def __init__(self, program: MilProgram, spec: ModelSpec, precision: Precision) -> None:
+        """Raises: EngineError for an operation that is not known, or ports that are not ours."""
+        self._evaluator: Evaluator | None = Evaluator(program, precision)
+        self._spec = spec
+        side = spec.encoders[0].image.size_px
+        found = [(port.name, port.shape) for port in program.inputs]
+        if found != [("pixel_values", (1, 3, side, side))] or program.outputs != ("image_embeds",):
+            raise EngineError(
+                f"{program.path}: takes {found} and gives {list(program.outputs)}, "
+                f"the spec needs pixel_values[1, 3, {side}, {side}] and image_embeds; "
+                "is the tower another model's?"
+            )
+
+    def embed(self, pixels: Floats) -> Floats:
+        """Pixels f32[N, 3, S, S] to embeddings f32[N * T, D], tile after tile."""
+        if self._evaluator is None:
+            raise EngineError("the session is closed; load the bundle again")
+        return np.concatenate([self._run(self._evaluator, tile) for tile in pixels])
+
+    def close(self) -> None:
+        """Give the memory back; a second call does nothing."""
+        self._evaluator = None
+
+    def _run(self, evaluator: Evaluator, tile: Floats) -> Floats:
+        given = tile[None]
+        if evaluator.program.image_inputs:
+            levels = np.asarray(to_picture(tile, self._spec), np.float32)
+            given = np.ascontiguousarray(levels.transpose(2, 0, 1)[None])
+        return np.asarray(evaluator.run(given), np.float32)
+
+
+class EvaluatorEngine:
+    """Opens .mlpackage folders anywhere, for checks alone: it is no fast engine."""
+
+    def open(self, path: Path, spec: ModelSpec, threads: int) -> EvaluatedTower:
+        """With every result rounded to float16, as the neural engine keeps them."""
+        del threads
+        return EvaluatedTower(read_program(path), spec, "float16")
+
+
+class CoremlFile:
+    """tower.mlpackage."""
+
+    def read(self, path: Path) -> dict[str, Stored]:
+        """Its constants, decoded, under the published names."""
+        return read_coreml(path)
+
+    def kind(self, stored: Mapping[str, Stored]) -> Kind:
+        """Activations are in float16 whatever the weights are in."""
+        schemes = {one.scheme for one in stored.values()}
+        if schemes & set(_FOUR_BITS):
+            return "int4"
+        return "int8" if "w8" in schemes else "half"
+
+    def engine(self) -> VisionEngine:
+        """Core ML on a Mac; elsewhere the evaluator in its place."""
+        return VISION_ENGINES["coreml"] if sys.platform == "darwin" else EvaluatorEngine()
+
+    def more(self, path: Path, spec: ModelSpec) -> Mapping[str, Callable[[], Embed]]:
+        """The evaluator in float32: what the weights alone cost; on a Mac also in float16."""
+        found = {"program in float32": partial(_evaluated, path, spec, "float32")}
+        if sys.platform == "darwin":
+            found["program in float16"] = partial(_evaluated, path, spec, "float16")
+        return found
+
+    def notes(self, path: Path) -> tuple[str, ...]:
+        """How it was run, and what runs in float32."""
+        wide = read_contents(path).float32
+        here = "Core ML" if sys.platform == "darwin" else "the evaluator of ML Programs in float16"
+        return (
+            f"tower: run by {here}",
+            f"tower: operations in float32: {', '.join(wide) or 'none'}",
+        )
+
+
+def _evaluated(path: Path, spec: ModelSpec, precision: Precision) -> Embed:
+    return EvaluatedTower(read_program(path), spec, precision).embed
+
+
+TOWER_FILE = CoremlFile()

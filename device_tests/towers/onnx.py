@@ -1,0 +1,42 @@
+"""ONNX files run everywhere, so the checks use the device's own engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from mllm_export.device_tests.profile import Kind
+from mllm_export.device_tests.stored import Stored
+from mllm_export.device_tests.stored_tower import read_onnx, tower_kind
+from mllm_export.device_tests.tower_file import Embed
+from mllm_export.runtimes.engines import VISION_ENGINES, VisionEngine
+from mllm_export.spec import ModelSpec
+
+
+class OnnxFile:
+    """tower.onnx."""
+
+    def read(self, path: Path) -> dict[str, Stored]:
+        """Its initializers."""
+        return read_onnx(path)
+
+    def kind(self, stored: Mapping[str, Stored]) -> Kind:
+        """By the coarsest scheme of any weight."""
+        return tower_kind(stored)
+
+    def engine(self) -> VisionEngine:
+        """ONNX Runtime."""
+        return VISION_ENGINES["onnx"]
+
+    def more(self, path: Path, spec: ModelSpec) -> Mapping[str, Callable[[], Embed]]:
+        """None."""
+        del path, spec
+        return {}
+
+    def notes(self, path: Path) -> tuple[str, ...]:
+        """None."""
+        del path
+        return ()
+
+
+TOWER_FILE = OnnxFile()
