@@ -174,8 +174,12 @@ def _run(name: str, context: Context) -> Rung:
 
 def _with_information(report: Report, bundle: Bundle, context: Context) -> Report:
     """The same report with what no limit is held against: drift of the layers, and latency."""
-    times = latency(bundle, context.subject)
+    # What stands in for an engine that is not here says nothing of the device's time.
+    stands_in = TOWER_FILES[bundle.manifest.vision_engine].stands_in()
+    times = () if stands_in else latency(bundle, context.subject)
     notes = report.notes
+    if stands_in:
+        notes = (*notes, "latency: not measured, the tower's engine runs elsewhere")
     if times:
         notes = (*notes, f"latency: {REPEATS} answers on {machine()}, beside whatever else ran")
     drift: tuple[LayerDrift, ...] = ()

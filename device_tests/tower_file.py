@@ -30,6 +30,9 @@ class TowerFile(Protocol):
     def engine(self) -> VisionEngine:
         """What the checks open it with: the device's own engine, or what stands in for it here."""
 
+    def stands_in(self) -> bool:
+        """Whether `engine` is not the device's own, so that its time means nothing."""
+
     def more(self, path: Path, spec: ModelSpec) -> Mapping[str, Callable[[], Embed]]:
         """Further ways to run the same file, each opened only when it is measured."""
 

@@ -56,6 +56,8 @@ def save_package(model: Any, path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
     with without_bars():
         model.save(str(path))
+    # Left beside the model for another tool's debugger.
+    (path / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
     spec = read_spec(path)
     metadata = spec.description.metadata.userDefined
     for key in [key for key in metadata if key.startswith("com.github.apple.coremltools.")]:

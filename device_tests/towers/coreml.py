@@ -84,7 +84,11 @@ class CoremlFile:
 
     def engine(self) -> VisionEngine:
         """Core ML on a Mac; elsewhere the evaluator in its place."""
-        return VISION_ENGINES["coreml"] if sys.platform == "darwin" else EvaluatorEngine()
+        return EvaluatorEngine() if self.stands_in() else VISION_ENGINES["coreml"]
+
+    def stands_in(self) -> bool:
+        """Everywhere but on a Mac."""
+        return sys.platform != "darwin"
 
     def more(self, path: Path, spec: ModelSpec) -> Mapping[str, Callable[[], Embed]]:
         """The evaluator in float32: what the weights alone cost; on a Mac also in float16."""

@@ -28,6 +28,10 @@ class OnnxFile:
         """ONNX Runtime."""
         return VISION_ENGINES["onnx"]
 
+    def stands_in(self) -> bool:
+        """Never."""
+        return False
+
     def more(self, path: Path, spec: ModelSpec) -> Mapping[str, Callable[[], Embed]]:
         """None."""
         del path, spec
