@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from math import prod
 
+from mllm_export.errors import RecipeError
 from mllm_export.export.coreml_options import CoremlOptions
 from mllm_export.export.coreml_scheme import COREML_SCHEMES, FLOAT, coreml_word, require_opset
 from mllm_export.export.parts import ENCODERS, PROJECTORS
@@ -16,6 +18,7 @@ from mllm_export.export.stored import (
     stored_shape,
 )
 from mllm_export.plan import TensorPlan
+from mllm_export.quantize.tower_recipe import TowerRule, tower_rules
 from mllm_export.spec import EncoderSpec, ProjectorSpec
 from mllm_export.weights import Shape
 
@@ -28,23 +31,41 @@ def plan_coreml_tensors(
     sources: Mapping[str, str],
     word: str,
     options: CoremlOptions,
+    rules: Sequence[TowerRule] = (),
+    recipe: str = "",
 ) -> tuple[TensorPlan, ...]:
     """One row per published tensor, named and laid out as in the ONNX file.
 
     `sources` gives each tensor's name in the checkpoint, by its name with its prefix; `word` is
     the recipe's. Raises: PlanError for a scheme that Core ML, or the target's system, lacks.
     """
-    scheme, note = coreml_word(word)
-    require_opset(scheme, options)
+    ordered = tower_rules(rules, word, f"recipe '{recipe}'")
     parts = (
         (TOWER, ENCODERS[encoder.kind].parameters(encoder)),
         (PROJECTOR, PROJECTORS[projector.kind].parameters(projector)),
     )
-    return tuple(
-        _row(prefix + name, name, shape, sources[prefix + name], scheme, note)
-        for prefix, parameters in parts
-        for name, shape in parameters.items()
-    )
+    names = [prefix + name for prefix, parameters in parts for name in parameters]
+    require_used(recipe, ordered, names)
+    rows = []
+    for prefix, parameters in parts:
+        for name, shape in parameters.items():
+            rule = next(r for r in ordered if fnmatchcase(prefix + name, r.tensors))
+            scheme, note = coreml_word(rule.scheme)
+            require_opset(scheme, options)
+            note = note or rule.why
+            rows.append(_row(prefix + name, name, shape, sources[prefix + name], scheme, note))
+    return tuple(rows)
+
+
+def require_used(recipe: str, rules: Sequence[TowerRule], names: Sequence[str]) -> None:
+    """Raises: RecipeError for a rule that takes no tensor though it is not marked optional."""
+    taken = {next(r.tensors for r in rules if fnmatchcase(name, r.tensors)) for name in names}
+    for rule in rules:
+        if not rule.optional and rule.tensors not in taken:
+            raise RecipeError(
+                f"recipe '{recipe}': tower rule '{rule.tensors}' takes no tensor of this model; "
+                "correct it, or mark it optional = true"
+            )
 
 
 def _row(stored: str, name: str, shape: Shape, source: str, scheme: str, note: str) -> TensorPlan:

@@ -23,6 +23,9 @@ BLOCKS, BLOCK_SCALES, BLOCK_ZEROS = "_Q4", "_scales", "_zero_points"
 Source: onnxruntime.quantization.matmul_nbits_quantizer, DefaultWeightOnlyQuantizer.
 """
 
+COREML_ALONE = ("w8", "pal4", "pal6")
+"""Words that only a Core ML tower knows; w4g32 and the floats it shares with ONNX."""
+
 ENDINGS = (QUANTIZED, SCALE, ZERO_POINT, BLOCKS, BLOCK_SCALES, BLOCK_ZEROS)
 
 Shape = tuple[int, ...]
@@ -131,12 +134,18 @@ def tower_scheme(name: str) -> TowerScheme:
     Raises: RecipeError for an unknown name, with the near ones.
     """
     require_tower_scheme(name, "")
+    if name in COREML_ALONE:
+        raise RecipeError(
+            f"tower scheme '{name}' is for Core ML towers alone; choose a target such as "
+            f"macos-arm64, or one of {', '.join(tower_scheme_names())}"
+        )
     table = read_toml(files(_PACKAGE) / f"{name}.toml", RecipeError)
     return from_plain(TowerScheme, {"name": name, **table}, f"{name}.toml", RecipeError)
 
 
 def require_tower_scheme(scheme: str, where: str) -> None:
     """Raise RecipeError, with the near names, for a word that is no tower scheme."""
-    if scheme not in tower_scheme_names():
+    known = [*tower_scheme_names(), *COREML_ALONE]
+    if scheme not in known:
         at = f"{where}: " if where else ""
-        raise RecipeError(f"{at}{unknown('tower scheme', scheme, tower_scheme_names())}")
+        raise RecipeError(f"{at}{unknown('tower scheme', scheme, known)}")

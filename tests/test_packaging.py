@@ -23,7 +23,6 @@ ALLOWED = {
 """Which stage may import which at module level and inside functions."""
 
 NOT_ON_A_DEVICE = {
-    "coremltools",
     "gguf",
     "ml_dtypes",
     "onnx",

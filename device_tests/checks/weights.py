@@ -18,7 +18,7 @@ from mllm_export.device_tests.stored_tower import OnnxBlocks, OnnxInt8
 from mllm_export.export.tower_plan import planned_schemes
 from mllm_export.plan import Plan
 from mllm_export.progress import Step
-from mllm_export.quantize.tower_scheme import BLOCKS, QUANTIZED, tower_scheme_names
+from mllm_export.quantize.tower_scheme import BLOCKS, COREML_ALONE, QUANTIZED, tower_scheme_names
 from mllm_export.report import Example, Measurement, Rung, TensorRow, not_run, rung_of
 
 _CHUNK_VALUES = 4 << 20
@@ -209,7 +209,8 @@ def _unrounded(scheme: str, source: Floats, made: Floats) -> int:
 
 def _largest_error(stored: Stored, source: Floats, off: Floats, rows: tuple[int, int]) -> float:
     off = np.where(np.isfinite(off), off, np.inf)
-    if isinstance(stored, OnnxInt8 | OnnxBlocks | CoremlStored):
+    stepped = isinstance(stored, OnnxInt8 | OnnxBlocks | CoremlStored)
+    if stepped and stored.scheme not in FLOATS:
         return float((off / np.maximum(stored.steps(*rows), _TINY)).max())
     columns = source.shape[-1]
     width = _block_columns(stored.scheme)
@@ -252,7 +253,9 @@ def _by_scheme(context: Context, losses: Mapping[str, tuple[str, Loss]]) -> Iter
         yield Measurement(
             name=f"{scheme}: largest error",
             value=max(loss.largest_error for loss in found),
-            unit="steps" if scheme in tower_scheme_names() else "of its block's largest value",
+            unit="steps"
+            if scheme in (*tower_scheme_names(), *COREML_ALONE)
+            else "of its block's largest value",
             sense="at_most",
             limit=limit.largest_error,
             limit_from=where,

@@ -35,6 +35,8 @@ class CoremlTower:
             sources,
             recipe.tower_scheme,
             options,
+            recipe.tower,
+            recipe.name,
         )
         scheme, _ = coreml_word(recipe.tower_scheme)
         return ArtifactPlan(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mllm_export.errors import BuildError, EngineError, PlanError
+from mllm_export.errors import BuildError, EngineError, PlanError, RecipeError
 from mllm_export.export.coreml_compress import compress
 from mllm_export.export.coreml_options import CoremlOptions
 from mllm_export.export.coreml_package import read_contents, read_spec, write_spec
@@ -19,6 +19,8 @@ from mllm_export.export.mil_evaluator import Evaluator
 from mllm_export.export.mil_program import MODEL_FILE, WEIGHTS_FILE, read_program
 from mllm_export.export.part_module import encoder_module, projector_module
 from mllm_export.export.parts import ENCODERS, PROJECTORS
+from mllm_export.quantize.tower_recipe import TowerRule
+from mllm_export.quantize.tower_scheme import tower_scheme
 
 WIDTH = 96
 PAIRS = [(encoder, "ldpv2") for encoder in ENCODERS.names()] + [
@@ -244,7 +246,22 @@ def test_a_scheme_that_the_system_lacks_is_refused_before_the_build():
     with pytest.raises(PlanError, match=r"'w4g32' needs iOS 18 or macOS 15, .* macOS14"):
         plan_coreml_tensors(tower, head, AnyName(), "w4g32", old)
     with pytest.raises(PlanError, match="'Q4_0' has no like in Core ML"):
-        plan_coreml_tensors(tower, head, AnyName(), "Q4_0", old)
+        coreml_word("Q4_0")
+    with pytest.raises(RecipeError, match="'w8' is for Core ML towers alone"):
+        tower_scheme("w8")
+
+
+def test_rules_give_tensors_their_schemes(written):
+    tower = written()
+    parts = (tower.encoder, tower.projector, AnyName(), "pal6", tower.options)
+    rule = TowerRule(tensors="projector.*", scheme="w8a8")
+    found = {row.name: row for row in plan_coreml_tensors(*parts, (rule,), "mine")}
+    assert found["projector.mlp.mlp.0.weight"].scheme == "w8"
+    assert found["projector.mlp.mlp.0.weight"].note.startswith("w8 instead of w8a8")
+    assert found["tower.vision_model.encoder.layers.0.mlp.fc1.weight"].scheme == "pal6"
+    nothing = TowerRule(tensors="nowhere.*", scheme="w8")
+    with pytest.raises(RecipeError, match=r"'mine': tower rule 'nowhere.\*' takes no tensor"):
+        plan_coreml_tensors(*parts, (nothing,), "mine")
 
 
 def test_a_size_that_does_not_fit_is_refused(written):
