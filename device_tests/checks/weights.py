@@ -209,8 +209,9 @@ def _unrounded(scheme: str, source: Floats, made: Floats) -> int:
 
 def _largest_error(stored: Stored, source: Floats, off: Floats, rows: tuple[int, int]) -> float:
     off = np.where(np.isfinite(off), off, np.inf)
-    stepped = isinstance(stored, OnnxInt8 | OnnxBlocks | CoremlStored)
-    if stepped and stored.scheme not in FLOATS:
+    stepped = OnnxInt8 | OnnxBlocks | CoremlStored
+    # Core ML keeps its floats in the same class.
+    if isinstance(stored, stepped) and stored.scheme not in FLOATS:
         return float((off / np.maximum(stored.steps(*rows), _TINY)).max())
     columns = source.shape[-1]
     width = _block_columns(stored.scheme)
