@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from mllm_export.checkpoint import Checkpoint
     from mllm_export.device_tests.originals import Original, OriginalKey
+    from mllm_export.quantize.inputs import ObservedLayer
 
 Floats = npt.NDArray[np.float32]
 Reader = Callable[[str], npt.NDArray[Any]]
@@ -77,6 +78,18 @@ class Reference(Protocol):
 
     def tower_originals(self) -> dict[str, Original]:
         """Every tensor that the tower's file must hold, by its name there."""
+
+
+@runtime_checkable
+class Walkable(Protocol):
+    """A reference whose decoder can be calibrated a layer at a time."""
+
+    def walk(self, sequences: Sequence[Forced], diagonal_only: bool) -> Iterator[ObservedLayer]:
+        """The decoder over calibration sequences, a layer at a time, the head last.
+
+        Each layer is given once the sequences ran through it; weights that are put in its place
+        before the next one is asked for are what the layers behind it see.
+        """
 
 
 ReferenceFactory = Callable[["Checkpoint"], Reference]

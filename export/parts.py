@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
+
+    from mllm_export.quantize.method import Fold
 
 Array = npt.NDArray[Any]
 Reader = Callable[[str], Array]
@@ -121,6 +123,14 @@ class Decoder(Protocol):
 
     def tiny(self) -> DecoderSpec:
         """A small twin of true structure."""
+
+
+@runtime_checkable
+class Foldable(Protocol):
+    """A decoder that says where scales per channel may go without changing what it computes."""
+
+    def folds(self, spec: DecoderSpec, layer: int | None) -> tuple[Fold, ...]:
+        """Of one layer, by published names; None: of what stands behind the layers."""
 
 
 class Tokenizer(Protocol):

@@ -6,9 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+
 from mllm_export.catalog import Catalog
 from mllm_export.errors import LayoutError
+from mllm_export.quantize.codes import Write
 from mllm_export.quantize.ggml import Floats, Packed, dequantize_rows, quantize_rows
+from mllm_export.quantize.grid import Grid
 from mllm_export.records import record
 
 
@@ -42,6 +46,12 @@ class Layout(Protocol):
     def unpack(self, packed: Packed) -> Floats:
         """Read stored rows: u8[rows, row_bytes] -> f32[rows, cols]."""
 
+    def fit(self, rows: Floats, importance: Floats | None = None) -> Grid | None:
+        """Scales for f32[rows, cols] and the steps they give; None where steps are not even."""
+
+    def store(self, grid: Grid, codes: Packed) -> Packed:
+        """Rows with the scales of a grid and codes u8[rows, cols] -> u8[rows, row_bytes]."""
+
 
 LAYOUTS: Catalog[Layout] = Catalog("mllm_export.quantize.layouts", "LAYOUT", "layout", LayoutError)
 
@@ -58,6 +68,10 @@ class GgmlLayout:
     block_values: int
     block_bytes: int
     fallback: str = ""
+    levels: int = 0
+    """Codes of a value, where they stand for even steps and can be chosen one by one."""
+    write: Write | None = None
+    """Puts codes into packed blocks; see `codes`."""
 
     def fits(self, cols: int) -> bool:
         """Whether a row of `cols` values is whole blocks."""
@@ -97,6 +111,30 @@ class GgmlLayout:
             )
         cols = row_bytes // self.block_bytes * self.block_values
         return dequantize_rows(self.ggml_type, packed, cols)
+
+    def fit(self, rows: Floats, importance: Floats | None = None) -> Grid | None:
+        """Scales as ggml chooses them, and the steps they give; None where they are not even.
+
+        The steps are read off ggml's own dequantizer: a row of zeros against a row of ones.
+        """
+        if self.write is None:
+            return None
+        packed = self.pack(rows, importance)
+        codes = np.zeros(rows.shape, np.uint8)
+        offsets = self.unpack(self._coded(packed, codes))
+        ones = self.unpack(self._coded(packed, codes + np.uint8(1)))
+        return Grid(steps=ones - offsets, offsets=offsets, levels=self.levels, packed=packed)
+
+    def store(self, grid: Grid, codes: Packed) -> Packed:
+        """Rows with the scales of a grid and codes u8[rows, cols] -> u8[rows, row_bytes]."""
+        return self._coded(grid.packed, codes)
+
+    def _coded(self, packed: Packed, codes: Packed) -> Packed:
+        if self.write is None:
+            raise LayoutError(f"{self.name} has no even steps to choose codes on")
+        blocks = packed.reshape(-1, self.block_bytes).copy()
+        self.write(blocks, codes.reshape(-1, self.block_values))
+        return blocks.reshape(packed.shape)
 
 
 def stored_bytes(scheme: str, shape: Sequence[int]) -> int:

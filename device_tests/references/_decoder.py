@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,18 @@ from mllm_export.device_tests.references._fill import (
     float32_tensor,
     read_float32,
 )
+from mllm_export.device_tests.references._observe import Observer
 from mllm_export.device_tests.references._packing import Piece, Row, pack
+from mllm_export.quantize.inputs import ObservedLayer
 from mllm_export.spec import IMAGE_ID
+
+IMAGE_SHARE = 0.1
+"""What a position of a picture counts in calibration, where a token of text counts 1.
+
+A picture has some hundred positions and a question a dozen, but answers are read off the text
+alone. Measured on the reference at q4_k_m: mean KL 0.0197 with 1, 0.0162 with 0.1."""
+
+_Layout = tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]
 
 Renamed = Callable[[Reader], Reader]
 
@@ -76,10 +86,53 @@ class DecoderRows:
         hidden = [_embedded(row, table).to(self._dtype) for row in rows]
         layouts = [row.layout() for row in rows]
         for index in range(stack.count):
-            layer = stack.layer(index)
-            for at, (positions, sees) in enumerate(layouts):
-                hidden[at] = self._run(layer, hidden[at], positions, sees)
+            hidden = self._through(stack.layer(index), hidden, layouts)
         return self._head(read, rows, hidden, len(sequences))
+
+    def walk(self, sequences: Sequence[Forced], diagonal_only: bool) -> Iterator[ObservedLayer]:
+        """One layer after another, then the head; see `Walkable.walk`."""
+        stack = self._stack_of(self._read)
+        rows = pack(sequences)
+        table = self._read("model.embed_tokens.weight")
+        hidden = [_embedded(row, table).to(self._dtype) for row in rows]
+        layouts = [row.layout() for row in rows]
+        shares = [torch.from_numpy(row.shares(IMAGE_SHARE)) for row in rows]
+        for index in range(stack.count):
+            layer = stack.fresh_layer(index)
+            observer = Observer(layer, stack.prefix(index), diagonal_only)
+            with observer, torch.inference_mode():
+                after = self._through(layer, hidden, layouts, observer, shares)
+            yield ObservedLayer(inputs=observer.inputs(), replace=observer.replace)
+            with torch.inference_mode():
+                hidden = self._through(layer, hidden, layouts) if observer.replaced else after
+        yield self._walked_head(hidden, shares, diagonal_only)
+
+    def _walked_head(
+        self, hidden: list[torch.Tensor], shares: list[torch.Tensor], diagonal_only: bool
+    ) -> ObservedLayer:
+        made = self.architecture
+        norm = fill(made.norm, self._read, made.norm_prefix, self._dtype)
+        observer = Observer(norm, "", diagonal_only)
+        with torch.inference_mode():
+            for states, observer.shares in zip(hidden, shares, strict=True):
+                observer.see(made.head, norm(states))
+        # Nothing stands behind the head.
+        return ObservedLayer(inputs=observer.inputs(), replace=lambda _weights: None)
+
+    def _through(
+        self,
+        layer: nn.Module,
+        hidden: list[torch.Tensor],
+        layouts: list[_Layout],
+        observer: Observer | None = None,
+        shares: Sequence[torch.Tensor] = (),
+    ) -> list[torch.Tensor]:
+        found = []
+        for at, (states, (positions, sees)) in enumerate(zip(hidden, layouts, strict=True)):
+            if observer is not None:
+                observer.shares = shares[at]
+            found.append(self._run(layer, states, positions, sees))
+        return found
 
     def _run(
         self, layer: nn.Module, hidden: torch.Tensor, positions: np.ndarray, sees: np.ndarray

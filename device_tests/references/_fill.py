@@ -87,10 +87,17 @@ class LayerStack:
         """The filled layer; do not keep it across calls."""
         if index in self._kept:
             return self._kept[index]
-        prefix = self._prefix.format(index)
-        module = fill(lambda: self._make(index), self._read, prefix, self._dtype)
+        module = self.fresh_layer(index)
         if self.resident:
             self._kept[index] = module
         else:
             forget_weight_files()
         return module
+
+    def prefix(self, index: int) -> str:
+        """What stands before the names of the layer's parameters in the checkpoint."""
+        return self._prefix.format(index)
+
+    def fresh_layer(self, index: int) -> nn.Module:
+        """A layer of the caller's own, filled anew."""
+        return fill(lambda: self._make(index), self._read, self.prefix(index), self._dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from PIL import Image
+
+    from mllm_export.quantize.inputs import ObservedLayer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -152,6 +154,10 @@ class LlavaReference:
     def logits(self, sequences: Sequence[Forced], weights: Reader | None = None) -> list[Floats]:
         """Shapes: f32[rows, V] for each sequence."""
         return self._decoder.logits(sequences, weights)
+
+    def walk(self, sequences: Sequence[Forced], diagonal_only: bool) -> Iterator[ObservedLayer]:
+        """The decoder over calibration sequences, a layer at a time."""
+        return self._decoder.walk(sequences, diagonal_only)
 
     def decoder_originals(self) -> dict[str, Original]:
         """Every tensor of the decoder's file, by name in GGUF."""

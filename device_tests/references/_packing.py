@@ -73,6 +73,18 @@ class Row:
             start += length
         return positions, sees
 
+    def shares(self, image_share: float) -> npt.NDArray[np.float32]:
+        """How much each position counts: 1 for a token, `image_share` for one of an image.
+
+        Shapes: f32[T].
+        """
+        found: list[float] = []
+        for piece in self.pieces:
+            images = iter(piece.images)
+            for one in piece.ids:
+                found += [image_share] * len(next(images)) if one == IMAGE_ID else [1.0]
+        return np.array(found, np.float32)
+
     def wanted(self) -> Iterator[tuple[int, slice]]:
         """For each sequence, the positions of the row that it asks for."""
         end = self.prefix.length

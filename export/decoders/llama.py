@@ -18,6 +18,7 @@ from mllm_export.export.decoders._rope import (
     rope_freqs_tensor,
 )
 from mllm_export.export.parts import Array, GgufField, GgufTensor
+from mllm_export.quantize.method import Fold
 from mllm_export.spec import DecoderSpec
 from mllm_export.weights import Drop, Shape
 
@@ -36,6 +37,8 @@ _LAYER_TENSORS = (
 )
 """Published and GGUF names of a layer, in the order of a published state dict, which is
 the order upstream's converter keeps."""
+
+_ATTENTION_INPUTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
 class Llama:
@@ -120,6 +123,31 @@ class Llama:
             _size("attention.value_length", spec.head_dim),
             _size("vocab_size", spec.vocab),
             _size("rope.dimension_count", spec.head_dim),
+        )
+
+    def folds(self, spec: DecoderSpec, layer: int | None) -> tuple[Fold, ...]:
+        """Every input of a linear map has a norm or a linear map before it.
+
+        A value head that several query heads share has one row for several columns of the
+        output projection: no scale of its own for each.
+        """
+        if layer is None:
+            head = Fold(into=("lm_head.weight",), out_of=("model.norm.weight",))
+            return () if spec.tied_head else (head,)
+        at = f"model.layers.{layer}."
+        pairs = [
+            (_ATTENTION_INPUTS, "input_layernorm"),
+            (("mlp.gate_proj", "mlp.up_proj"), "post_attention_layernorm"),
+            (("mlp.down_proj",), "mlp.up_proj"),
+        ]
+        if spec.kv_heads == spec.heads:
+            pairs.append((("self_attn.o_proj",), "self_attn.v_proj"))
+        return tuple(
+            Fold(
+                into=tuple(f"{at}{name}.weight" for name in into),
+                out_of=(f"{at}{out_of}.weight",),
+            )
+            for into, out_of in pairs
         )
 
     def tiny(self) -> DecoderSpec:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from mllm_export.errors import BuildError, CheckpointError, LayoutError
 from mllm_export.export.decoder_plan import StoredTensor
+from mllm_export.export.decoder_values import PlainValues, Values
 from mllm_export.export.parts import Array, GgufField, GgufTensor, Reader, as_float32
 from mllm_export.progress import Progress, Step, silent
 from mllm_export.quantize.ggml import Floats, Packed
@@ -20,36 +20,29 @@ _SLAB_BYTES = 32 << 20
 
 _ARCHITECTURE = "general.architecture"
 
-Importance = Mapping[str, Floats]
-"""GGUF name of a tensor to f32[cols]: what an error in each column costs."""
-
-_NONE: Importance = MappingProxyType({})
-
 
 def write_decoder(
     path: Path,
     fields: Sequence[GgufField],
     tensors: Sequence[StoredTensor],
-    read: Reader,
+    values: Reader | Values,
     progress: Progress = silent,
-    importance: Importance = _NONE,
 ) -> None:
     """Write the language model's file; see `write_gguf`."""
-    write_gguf(path, fields, tensors, read, progress, "decoder", importance)
+    write_gguf(path, fields, tensors, values, progress, "decoder")
 
 
 def write_gguf(
     path: Path,
     fields: Sequence[GgufField],
     tensors: Sequence[StoredTensor],
-    read: Reader,
+    values: Reader | Values,
     progress: Progress,
     stage: str,
-    importance: Importance = _NONE,
 ) -> None:
     """Write keys and tensors in the order given; one tensor is read at a time.
 
-    Tensors that `importance` does not name are rounded as if every column cost the same.
+    `values` is a reader where nothing but the checkpoint's own values is stored.
 
     Raises: BuildError naming the file when it cannot be written, CheckpointError naming a
     tensor whose shape or values do not fit. What was written by then stays for the caller,
@@ -59,7 +52,8 @@ def write_gguf(
         alignment = _write_header(path, fields, tensors)
         with path.open("ab") as file:
             _pad(file, alignment)
-            slabs = partial(_stored_slabs, read=read, importance=importance)
+            chosen = PlainValues(reader=values) if callable(values) else values
+            slabs = partial(_stored_slabs, chosen=chosen)
             _write_tensors(file, alignment, tensors, slabs, progress, stage)
     except OSError as failure:
         raise BuildError(
@@ -121,13 +115,18 @@ def _write_tensors(
     progress(Step(stage=stage, item="done", done=total, total=total))
 
 
-def _stored_slabs(stored: StoredTensor, read: Reader, importance: Importance) -> Iterator[Packed]:
+def _stored_slabs(stored: StoredTensor, chosen: Values) -> Iterator[Packed]:
     """The tensor as the file holds it, a few rows at a time."""
-    values = _values(stored.tensor, read)
+    ready = chosen.packed(stored)
+    if ready is not None:
+        yield ready
+        return
+    values = _values(stored.tensor, chosen.read)
+    costs = chosen.importance(stored)
     rows = values.reshape(-1, values.shape[-1])
     step = max(1, _SLAB_BYTES // (4 * rows.shape[1]))
     for first in range(0, rows.shape[0], step):
-        yield _pack(stored, rows[first : first + step], importance.get(stored.tensor.name))
+        yield _pack(stored, rows[first : first + step], costs)
 
 
 def _pack(stored: StoredTensor, rows: Array, costs: Floats | None) -> Packed:

@@ -178,3 +178,35 @@ def test_fallbacks_end_in_a_layout_that_holds_every_row():
         while fallback := LAYOUTS[seen[-1]].fallback:
             seen.append(fallback)
         assert LAYOUTS[seen[-1]].fits(1), seen
+
+
+GRIDS = [name for name in LAYOUTS.names() if LAYOUTS[name].levels]
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_codes_written_back_on_their_own_grid_give_the_same_bytes(name):
+    rows = np.random.default_rng(6).standard_normal((16, 512), dtype=np.float32)
+    rows[3, :256] = 0
+    layout = LAYOUTS[name]
+    packed = layout.pack(rows)
+    grid = layout.fit(rows)
+    stored = layout.store(grid, grid.codes(layout.unpack(packed)))
+    kept = [at for at in range(16) if at != 3]  # a block of zeros has any codes
+    assert np.array_equal(stored[kept], packed[kept])
+    assert np.array_equal(layout.unpack(stored), layout.unpack(packed))
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_any_codes_are_read_back_as_the_grid_says(name):
+    generator = np.random.default_rng(7)
+    rows = generator.standard_normal((8, 512), dtype=np.float32)
+    layout = LAYOUTS[name]
+    grid = layout.fit(rows, generator.random(512, dtype=np.float32))
+    codes = generator.integers(0, layout.levels, rows.shape, dtype=np.uint8)
+    expected = gguf.dequantize(layout.store(grid, codes), gguf_type(name))
+    assert np.allclose(grid.values(codes), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["F16", "IQ4_NL", "Q3_K"])
+def test_layouts_without_even_steps_offer_no_grid(name):
+    assert LAYOUTS[name].fit(np.ones((1, 256), np.float32)) is None

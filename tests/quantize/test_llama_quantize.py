@@ -8,6 +8,7 @@ import pytest
 from gguf import GGUFReader
 
 from mllm_export.export.decoder_plan import general_fields, gguf_tensors, plan_decoder_tensors
+from mllm_export.export.decoder_values import PlainValues
 from mllm_export.export.formats.gguf import write_decoder
 from mllm_export.export.parts import DECODERS
 from mllm_export.export.random_checkpoint import random_tensor
@@ -90,7 +91,7 @@ def write(path, spec, recipe, importance=None):
     def read(name):
         return random_tensor(name, shapes[name], 0)
 
-    write_decoder(path, fields, tensors, read, importance=importance or {})
+    write_decoder(path, fields, tensors, PlainValues(reader=read, matrix=importance or {}))
     return path
 
 
