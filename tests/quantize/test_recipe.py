@@ -32,8 +32,10 @@ def schemes(made, tensors):
 
 
 def test_the_mixtures_of_llama_quantize_are_among_the_built_in_recipes():
-    names = "f16 int4 int8 iq4_nl iq4_xs q2_k q3_k_l q3_k_m q3_k_s q4_0 q4_1 q4_k_m q4_k_s q5_0 q5_1"
-    assert {*names.split(), "q5_k_m", "q5_k_s", "q6_k", "q8_0"} <= set(recipe_names())
+    names = "f16 int4 int8 iq4_nl iq4_xs q2_k q3_k_l q3_k_m q3_k_s q4_0 q4_1 q4_k_m q4_k_s"
+    assert {*names.split(), "q5_0", "q5_1", "q5_k_m", "q5_k_s", "q6_k", "q8_0"} <= set(
+        recipe_names()
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,69 @@
+"""Image + text sequences run through the original's own tower, projector, prompt and decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from mllm_export.checkpoint import Checkpoint
+from mllm_export.device_tests.reference import REFERENCES, Floats, Forced, Reference, Walkable
+from mllm_export.device_tests.samples import Samples, read_calibration
+from mllm_export.errors import CalibrationError
+from mllm_export.quantize.imatrix import Entry, Imatrix
+from mllm_export.quantize.inputs import ObservedLayer
+
+CHUNK_TOKENS = 512
+"""What upstream's tools count as one chunk: llama-imatrix's default context."""
+
+
+def calibration_sequences(reference: Reference, samples: Samples) -> list[Forced]:
+    """Each question in its whole prompt behind its picture, with the answer where one is known."""
+    embeds = picture_embeds(reference, samples)
+    found = []
+    for question in samples.questions:
+        images = tuple(embeds[name] for name in question.pictures)
+        ids = [*reference.prompt_ids(question.text, len(images))]
+        if question.answers:
+            ids += [*reference.text_ids(question.answers[0]), reference.stop_ids[0]]
+        found.append(Forced(ids=tuple(ids), images=images, rows=1))
+    return found
+
+
+def picture_embeds(reference: Reference, samples: Samples) -> dict[str, Floats]:
+    """Each picture through the original's preprocessing, tower and projector: f32[T, D]."""
+    found = {}
+    for name, picture in samples.pictures.items():
+        with picture.open() as image:
+            (found[name],) = reference.embed(reference.pixels(image))
+    return found
+
+
+def observe_decoder(
+    checkpoint: Checkpoint, family: str, calibration: Path | None, *, diagonal_only: bool
+) -> Iterator[ObservedLayer]:
+    """The decoder's layers in order and its head, as calibration runs through them.
+
+    `calibration` is a folder of pictures with questions.jsonl; None: the set of this package.
+    Raises: CheckError, see `read_calibration`; CalibrationError for a family whose original
+    cannot be walked through.
+    """
+    samples = read_calibration(calibration)
+    reference = REFERENCES[family](checkpoint)
+    if not isinstance(reference, Walkable):
+        raise CalibrationError(
+            f"the original of family '{family}' cannot be run a layer at a time; "
+            "make an importance matrix with llama-imatrix and give it with --imatrix"
+        )
+    return reference.walk(calibration_sequences(reference, samples), diagonal_only)
+
+
+def gather_imatrix(
+    observed: Iterator[ObservedLayer], gguf_names: Mapping[str, str], dataset: str
+) -> Imatrix:
+    """Sums for every observed weight; `gguf_names` by published name."""
+    entries = {
+        gguf_names[name]: Entry(sums=inputs.sums, count=inputs.count)
+        for layer in observed
+        for name, inputs in layer.inputs.items()
+    }
+    return Imatrix(entries=entries, datasets=(dataset,), chunk_tokens=CHUNK_TOKENS)
