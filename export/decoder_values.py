@@ -53,7 +53,7 @@ class PlainValues:
     def packed(self, stored: StoredTensor) -> Packed | None:
         """Nothing is chosen beforehand."""
         del stored
-        return None  # noqa: RET501  (the protocol's other writers return rows)
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -5,15 +5,14 @@ import pytest
 import torch
 
 from mllm_export.checkpoint import Checkpoint
-from mllm_export.device_tests.reference import Forced, Walkable
+from mllm_export.device_tests.reference import REFERENCES, Forced, Walkable
 from mllm_export.device_tests.references import _decoder
-from mllm_export.device_tests.references.mobilevlm import MobileVlmReference
 from mllm_export.spec import IMAGE_ID
 
 
 @pytest.fixture
 def reference(original):
-    return MobileVlmReference(Checkpoint(original[0]))
+    return REFERENCES["mobilevlm"](Checkpoint(original[0]))
 
 
 def sequences():
