@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from mllm_export.device_tests.live import LiveOracle
 from mllm_export.device_tests.profile import Limits
 from mllm_export.device_tests.stored import Stored
 from mllm_export.device_tests.subject import Subject
+from mllm_export.device_tests.tower_file import Embed
 from mllm_export.errors import CheckError
 from mllm_export.plan import Plan
 from mllm_export.progress import Progress, silent
@@ -42,6 +44,8 @@ class Context:
     plan: Plan | None = None
     float_tower: Path | None = None
     """The float graph beside a quantized one, where it is still there."""
+    other_runs: Mapping[str, Callable[[], Embed]] = field(default_factory=dict)
+    """Further ways to run the tower's file, by name; each opened only when it is measured."""
     progress: Progress = field(default=silent)
 
     @cached_property

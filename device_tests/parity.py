@@ -138,6 +138,7 @@ def _context(
         stored=stored,
         plan=plan,
         float_tower=None if same_file else float_tower,
+        other_runs=tower_file.more(bundle.path("tower"), bundle.manifest.model),
         progress=progress,
     )
 

@@ -13,7 +13,6 @@ from mllm_export.device_tests.distributions import cosines, relative_error
 from mllm_export.device_tests.profile import Kind
 from mllm_export.device_tests.reference import Floats
 from mllm_export.device_tests.thumbnails import thumbnail
-from mllm_export.device_tests.tower_file import TOWER_FILES
 from mllm_export.report import Example, Measurement, Rung, rung_of
 
 _SHOWN = 3
@@ -77,10 +76,8 @@ def _measured(
 
 def _further(context: Context, cases: Sequence[TowerCase]) -> list[Measurement]:
     """The same file run in other ways, where its engine has some."""
-    file = TOWER_FILES[context.bundle.manifest.vision_engine]
-    path, spec = context.bundle.path("tower"), context.bundle.manifest.model
     found: list[Measurement] = []
-    for name, open_it in file.more(path, spec).items():
+    for name, open_it in context.other_runs.items():
         context.subject.rest()
         found += _measured(context, cases, _embeddings(cases, open_it()), f"{name}: ")
     return found
