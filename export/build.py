@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
@@ -20,14 +21,21 @@ from mllm_export.bundle import (
     describe_file,
     write_manifest,
 )
-from mllm_export.checkpoint import Checkpoint
-from mllm_export.errors import BuildError, MllmExportError
+from mllm_export.checkpoint import Checkpoint, SourceFile
+from mllm_export.errors import MllmExportError
 from mllm_export.export.artifact import ARTIFACTS, FLOAT_TOWER, Work
-from mllm_export.export.child import os_failure
 from mllm_export.export.family import Reading
+from mllm_export.export.finished import (
+    FINISHED,
+    Finished,
+    artifact_key,
+    forget_finished,
+    once,
+)
+from mllm_export.export.partial import partial_folder
 from mllm_export.export.parts import TOKENIZERS
 from mllm_export.export.target import Target
-from mllm_export.plan import Plan
+from mllm_export.plan import ArtifactPlan, Plan
 from mllm_export.progress import Progress, silent
 
 TOOLS = (
@@ -68,7 +76,9 @@ def build(
     Raises: BuildError for a folder that exists, a full disk, or a stage that died; whatever
     `finish` raises.
     """
-    with partial_folder(out, needed_bytes(plan)) as folder:
+    with partial_folder(out, needed_bytes(plan)) as folder, ThreadPoolExecutor(1) as aside:
+        # Gigabytes are hashed while the stages, which are processes, read them anyway.
+        sources = aside.submit(checkpoint.sources, reading.uses_tower_folder)
         work = Work(
             plan=plan,
             reading=reading,
@@ -78,53 +88,17 @@ def build(
         )
         if work.pixels is not None and calibrate is not None:
             calibrate(work.pixels)
-        float_tower = _write_artifacts(work, progress)
+        finished = _write_artifacts(work, sources, progress)
         _copy_tokenizer(reading, checkpoint, folder)
-        draft = _manifest(plan, reading, checkpoint, target, folder)
-        verdict = finish(Bundle(folder, draft), float_tower)
-        for left in folder.glob(f"{FLOAT_TOWER}*"):
-            left.unlink()
-        manifest = replace(draft, checked=verdict, files=_files(plan, folder))
+        known = {file.path: file for one in finished for file in one.files}
+        draft = _manifest(plan, sources.result(), target, _files(plan, folder, known))
+        verdict = finish(Bundle(folder, draft), _float_tower(folder, finished))
+        _clear(folder)
+        manifest = replace(draft, checked=verdict, files=_files(plan, folder, known))
         write_manifest(folder, manifest)
         sync(folder)
         folder.rename(out)
     return Bundle(out, manifest)
-
-
-@contextmanager
-def partial_folder(out: Path, needed: int) -> Iterator[Path]:
-    """A hidden folder beside `out`, gone when the block fails."""
-    if out.exists():
-        raise BuildError(f"{out} exists; name another folder with -o, or remove it first")
-    folder = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(out)
-        _require_room(out.parent, needed)
-        folder.mkdir()
-        yield folder
-    except OSError as failure:
-        raise BuildError(os_failure(failure)) from failure
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_abandoned(out: Path) -> None:
-    """Clear what a killed run left; it has no bundle.json, so no loader ever took it."""
-    for left in out.parent.glob(f".{out.name}.*.partial"):
-        pid = left.name.split(".")[-2]
-        if pid.isdigit() and not _is_running(int(pid)):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def needed_bytes(plan: Plan) -> int:
@@ -134,19 +108,32 @@ def needed_bytes(plan: Plan) -> int:
     return plan.size_bytes + (4 * tower.size_bytes if tower and quantized else 0)
 
 
-def _require_room(parent: Path, needed: int) -> None:
-    free = shutil.disk_usage(parent).free
-    if free < needed:
-        raise BuildError(
-            f"{parent} has {free >> 20} MiB free, this build needs {needed >> 20} MiB; "
-            "make room or name another folder with -o"
-        )
+def _write_artifacts(
+    work: Work, sources: Future[tuple[SourceFile, ...]], progress: Progress
+) -> list[Finished]:
+    """Every planned artifact, as a killed run finished it or written now."""
+    tools = tool_versions()
+
+    def key(artifact: ArtifactPlan) -> str:
+        return artifact_key(work, artifact, sources.result(), tools)
+
+    finished: list[Finished] = []
+    for artifact in work.plan.artifacts:
+        write = partial(ARTIFACTS[artifact.format].write, work, artifact, progress)
+        finished.append(once(work, artifact, partial(key, artifact), write))
+    return finished
 
 
-def _write_artifacts(work: Work, progress: Progress) -> Path | None:
-    """Every planned artifact; returns the tower's float graph, for the checks."""
-    floats = [ARTIFACTS[a.format].write(work, a, progress) for a in work.plan.artifacts]
-    return next((path for path in floats if path is not None), None)
+def _float_tower(folder: Path, finished: list[Finished]) -> Path | None:
+    """The tower's float graph, for the checks."""
+    return next((folder / one.float_tower for one in finished if one.float_tower), None)
+
+
+def _clear(folder: Path) -> None:
+    """What served the build and the checks is no part of the bundle."""
+    for left in folder.glob(f"{FLOAT_TOWER}*"):
+        left.unlink()
+    forget_finished(folder)
 
 
 def _copy_tokenizer(reading: Reading, checkpoint: Checkpoint, folder: Path) -> None:
@@ -159,10 +146,9 @@ def _copy_tokenizer(reading: Reading, checkpoint: Checkpoint, folder: Path) -> N
 
 def _manifest(
     plan: Plan,
-    reading: Reading,
-    checkpoint: Checkpoint,
+    sources: tuple[SourceFile, ...],
     target: Target,
-    folder: Path,
+    files: tuple[BundleFile, ...],
 ) -> Manifest:
     return Manifest(
         model=plan.spec,
@@ -175,24 +161,31 @@ def _manifest(
         vision_engine=target.vision_engine,
         decoder_engine=target.decoder_engine,
         cpu_features=target.cpu_features,
-        files=_files(plan, folder),
-        sources=checkpoint.sources(reading.uses_tower_folder),
+        files=files,
+        sources=sources,
         tools=tool_versions(),
     )
 
 
-def _files(plan: Plan, folder: Path) -> tuple[BundleFile, ...]:
+def _files(plan: Plan, folder: Path, known: dict[str, SourceFile]) -> tuple[BundleFile, ...]:
+    """Every file of the bundle; what is `known` is not hashed again."""
     artifacts: dict[str, FileRole] = {a.path: a.role for a in plan.artifacts}
     folders: dict[str, FileRole] = {"tokenizer": "tokenizer", "golden": "golden"}
     found: list[BundleFile] = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
-        if name.startswith(FLOAT_TOWER):
+        if name.startswith((FLOAT_TOWER, f"{FINISHED}/")):
             continue
         top = name.split("/", 1)[0]
         role = artifacts.get(name) or artifacts.get(top) or folders.get(top) or _side_role(name)
-        found.append(describe_file(folder, name, role))
+        found.append(
+            _described(known[name], role) if name in known else describe_file(folder, name, role)
+        )
     return tuple(found)
+
+
+def _described(file: SourceFile, role: FileRole) -> BundleFile:
+    return BundleFile(path=file.path, role=role, size_bytes=file.size_bytes, sha256=file.sha256)
 
 
 def _side_role(name: str) -> FileRole:

@@ -18,13 +18,14 @@ from mllm_export.embedder import (
 )
 from mllm_export.errors import PlanError
 from mllm_export.export.artifact import part_reader
-from mllm_export.export.build import partial_folder, sync, tool_versions
+from mllm_export.export.build import sync, tool_versions
 from mllm_export.export.child import run_in_child
 from mllm_export.export.embedder_graphs import image_graph, text_graph
 from mllm_export.export.embedder_parts import EmbedderReading
 from mllm_export.export.embedder_tokenizer import write_tokenizer_json
 from mllm_export.export.forecast import tower_activation_bytes
 from mllm_export.export.graph import Graph
+from mllm_export.export.partial import partial_folder
 from mllm_export.export.stored import stored_shape
 from mllm_export.plan import ArtifactPlan, Role, TensorPlan
 from mllm_export.progress import Progress, silent

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -15,6 +17,9 @@ from mllm_export.errors import BuildError, MllmExportError
 from mllm_export.progress import Progress, Step, silent
 
 T = TypeVar("T")
+
+_PR_SET_PDEATHSIG = 1
+"""linux/prctl.h"""
 
 
 def run_in_child(
@@ -57,6 +62,7 @@ def _listen(stage: str, pipe: Connection, progress: Progress) -> Any:
 
 
 def _serve(pipe: Connection, function: Callable[..., Any], arguments: tuple[object, ...]) -> None:
+    _be_killed_with_parent()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def tell(step: Step) -> None:
@@ -71,6 +77,12 @@ def _serve(pipe: Connection, function: Callable[..., Any], arguments: tuple[obje
         pipe.send(("refused", BuildError(os_failure(failure))))
     except Exception:
         pipe.send(("failed", traceback.format_exc()))
+
+
+def _be_killed_with_parent() -> None:
+    """At once, on Linux; the thread below may wait for its turn while a new build goes on."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _end_with_parent() -> None:
