@@ -83,6 +83,7 @@ class LiveOracle:
         self._context_tokens = context_tokens
         self._progress = progress
         self._embeds: dict[str, Floats] = {}
+        self._asked: Subject | None = None
         self._passed: Passed | None = None
 
     def asking(self, samples: Samples) -> LiveOracle:
@@ -165,13 +166,14 @@ class LiveOracle:
         return self._run(subject).answers
 
     def _run(self, subject: Subject) -> Passed:
-        if self._passed is None:
+        if self._passed is None or self._asked is not subject:
             turns = self._turns(subject)
             self._rest()
             self._tell("decoder of the original", len(turns), "sequences")
             effort = self.effort
             passed = run_turns(self.reference, turns, effort.answer_tokens, effort.goes_on)
             asked = len(self.samples.questions)
+            self._asked = subject
             self._passed = Passed(logits=passed.logits, answers=passed.answers[:asked])
         return self._passed
 

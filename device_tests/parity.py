@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -32,7 +33,7 @@ from mllm_export.device_tests.tower_file import TOWER_FILES
 from mllm_export.errors import CheckError, EngineError, ImageError
 from mllm_export.plan import Plan
 from mllm_export.progress import Progress, Step, silent
-from mllm_export.report import RUNGS, ArtifactSize, LayerDrift, Report, Rung
+from mllm_export.report import RUNGS, ArtifactSize, LayerDrift, Report, Rung, not_run
 
 _GENERIC_SCENES = 16
 """The most that are drawn for a model without questions of its own."""
@@ -48,26 +49,34 @@ def check(
     golden: Path | None = None,
     rungs: Sequence[str] | None = None,
     subject: Subject | None = None,
+    oracle: Oracle | None = None,
+    profile: str | None = None,
+    fail_fast: bool = False,
     progress: Progress = silent,
 ) -> Report:
     """Measure every rung, or those named, and hold them against the bundle's profile.
 
     With a checkpoint against the original itself, else against the golden files in the bundle.
     `evaluation` is a JSONL file of questions; `golden` a new folder to record golden files in;
-    `subject` an opened session to use in place of the bundle's own.
+    `subject` an opened session to use in place of the bundle's own; `oracle` one that is asked
+    about several bundles of one original, in place of `checkpoint`; `profile` another than the
+    bundle was built for; `fail_fast` stops at the first rung that fails.
 
     Raises: CheckError when the check cannot be carried out; a failed rung is a result.
     """
     names = _rungs(rungs)
+    if profile is not None:
+        bundle = Bundle(bundle.folder, replace(bundle.manifest, profile=profile))
     opened = subject or open_subject(bundle)
     try:
-        oracle = _oracle(bundle, checkpoint, evaluation, progress, opened.rest)
+        if oracle is None:
+            oracle = _oracle(bundle, checkpoint, evaluation, progress, opened.rest)
         context = _context(bundle, opened, oracle, plan, float_tower, progress)
-        found = tuple(_run(name, context) for name in names)
+        found = _ladder(names, context, fail_fast)
         if golden is not None and isinstance(oracle, LiveOracle):
             write_golden(golden, oracle, opened)
         report = _report(bundle, oracle, found)
-        if rungs is None:
+        if rungs is None and not fail_fast:
             report = _with_information(report, bundle, context)
     finally:
         if subject is None:
@@ -160,6 +169,16 @@ def limits_of(
             text = unknown("measurement", limit.measurement, list(measures))
             raise CheckError(f"profile '{profile.name}', {limit.rung}: {text}")
     return Limits(profile, coarsest, of_tower, trained)
+
+
+def _ladder(names: Sequence[str], context: Context, fail_fast: bool) -> tuple[Rung, ...]:
+    found: list[Rung] = []
+    for name in names:
+        if fail_fast and found and found[-1].status == "failed":
+            found.append(not_run(name, f"the {found[-1].name} rung failed before it"))
+            break
+        found.append(_run(name, context))
+    return tuple(found)
 
 
 def _run(name: str, context: Context) -> Rung:

@@ -35,6 +35,10 @@ class StepLike(Protocol):
     def finish(self) -> str:
         """Why this is the last step; empty when it is not."""
 
+    @property
+    def text(self) -> str:
+        """The text that this token completed."""
+
 
 class SessionLike(Protocol):
     """The public methods of `mllm_export.runtimes.session.Session` that the checks call."""
@@ -67,6 +71,8 @@ class Answer:
     ids: tuple[int, ...]
     finished: bool
     """False when it was cut: at the number of tokens asked for, or at a stop string."""
+    text: str = ""
+    """As the user was shown it."""
 
 
 class Subject:
@@ -111,12 +117,13 @@ class Subject:
     ) -> Answer:
         """The greedy answer."""
         ids: list[int] = []
-        finish = ""
+        finish = text = ""
         for step in self.session.generate(prompt, images, max_tokens=max_tokens):
             finish = step.finish
+            text += step.text
             if finish != "eos":
                 ids.append(step.token_id)
-        return Answer(ids=tuple(ids), finished=finish == "eos")
+        return Answer(ids=tuple(ids), finished=finish == "eos", text=text)
 
 
 def open_subject(bundle: Bundle) -> Subject:

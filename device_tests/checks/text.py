@@ -19,6 +19,7 @@ class Text:
         "exact answers",
         "largest gap at the first differing token",
         "median gap at the first differing token",
+        "answers whose text is not that of their ids",
     )
 
     def run(self, context: Context) -> Rung:
@@ -34,6 +35,11 @@ class Text:
                 "text", "median gap at the first differing token", float(np.median(gaps)), "nats"
             ),
         ]
+        if context.live is not None:
+            misspelt = [case for case in cases if _misspelt(context, case)]
+            measurements.append(
+                measure("text", "answers whose text is not that of their ids", len(misspelt))
+            )
         if other:
             places = [case.greedy.agreed for case in other]
             measurements.append(
@@ -49,6 +55,15 @@ class Text:
             measurements=tuple(measurements),
             examples=tuple(_shown(context, case) for case in other[:_SHOWN]),
         )
+
+
+def _misspelt(context: Context, case: AnswerCase) -> bool:
+    """Whether the text streamed to the user is not what the original's tokenizer writes.
+
+    Only of answers that ended by themselves: a cut one may end within a character.
+    """
+    draft = case.draft
+    return draft.finished and draft.text.strip() != context.oracle.text(draft.ids).strip()
 
 
 def _shown(context: Context, case: AnswerCase) -> Example:

@@ -43,6 +43,8 @@ class Loss:
     """In steps for the tower's schemes, else over the largest value of its block."""
     unrounded: int
     """Values of a float scheme that are not the source's, rounded."""
+    bad: int = 0
+    """NaN and infinity: float16 ends at 65504."""
 
 
 class Weights:
@@ -55,6 +57,7 @@ class Weights:
         "tensors of another shape",
         "tensors stored otherwise than planned",
         "values that are not the source's, rounded",
+        "values that are no numbers",
     )
 
     def run(self, context: Context) -> Rung:
@@ -77,6 +80,7 @@ class Weights:
         wrong_keys = _wrong_keys(context.stored.keys, live.reference.decoder_keys())
         unrounded = sum(loss.unrounded for _, loss in losses.values())
         measure = context.limits.measure
+        bad = sum(loss.bad for _, loss in losses.values())
         text = "values that are not the source's, rounded"
         return rung_of(
             "weights",
@@ -86,6 +90,7 @@ class Weights:
                 measure("weights", "keys that are not the config's", len(wrong_keys)),
                 *names.measurements(context),
                 measure("weights", text, unrounded),
+                measure("weights", "values that are no numbers", bad),
                 *_by_scheme(context, losses),
             ),
             examples=wrong_keys,
@@ -175,20 +180,24 @@ def _file_shape(one: Stored) -> tuple[int, ...]:
 def loss_of(stored: Stored, original: Original) -> Loss:
     """Read both a few rows at a time and compare."""
     signal = noise = 0.0
-    worst, unrounded = 0.0, 0
+    worst, unrounded, bad = 0.0, 0, 0
     for start, stop in _chunks(original.shape):
         source, made = original.values(start, stop), stored.values(start, stop)
         if stored.scheme in FLOATS:
             unrounded += _unrounded(stored.scheme, source, made)
-        error = (made - source).ravel()
+        finite = np.isfinite(made)
+        bad += int(made.size - finite.sum())
+        error = np.where(finite, made - source, 0).ravel()
         signal += float(source.ravel() @ source.ravel())
         noise += float(error @ error)
-        off = np.abs(error.reshape(source.shape))
+        # An infinity is as far off as can be, whatever stands in its place.
+        off = np.where(finite, np.abs(made - source), np.inf)
         worst = max(worst, _largest_error(stored, source, off, (start, stop)))
     return Loss(
         sqnr_db=None if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise),
         largest_error=worst,
         unrounded=unrounded,
+        bad=bad,
     )
 
 

@@ -25,6 +25,7 @@ from mllm_export.progress import silent
 class FakeStep:
     token_id: int
     finish: str
+    text: str = ""
 
 
 class FakeSession:
@@ -51,11 +52,15 @@ class FakeSession:
         self, prompt: str | Sequence[int], images: Sequence[Floats], *, max_tokens: int
     ) -> Iterator[FakeStep]:
         ids = self.encode(prompt, len(images)) if isinstance(prompt, str) else list(prompt)
+        answer: list[int] = []
         for count in range(1, max_tokens + 1):
             token = int(self.logits(ids, images)[-1].argmax())
             ids.append(token)
             ended = token in self.reference.stop_ids
-            yield FakeStep(token, "eos" if ended else "length" if count == max_tokens else "")
+            finish = "eos" if ended else "length" if count == max_tokens else ""
+            before = self.reference.text(answer)
+            answer += [] if ended else [token]
+            yield FakeStep(token, finish, self.reference.text(answer).removeprefix(before))
             if ended:
                 return
 
