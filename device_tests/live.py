@@ -14,6 +14,7 @@ from mllm_export.device_tests.cases import (
     PromptCase,
     TowerCase,
 )
+from mllm_export.device_tests.distributions import relative_error
 from mllm_export.device_tests.greedy import Asked
 from mllm_export.device_tests.pictures import Picture, ladder
 from mllm_export.device_tests.questions import NASTY, PLAIN, WITH_MARKERS, WITH_SPECIAL
@@ -40,14 +41,36 @@ class Effort:
     """Samples whose logits are compared."""
     controls: int
     answer_tokens: int
+    measures_floor: bool
+    """Whether the tower runs in float64 too, which takes twice its memory again."""
     goes_on: bool
     """Whether the original finishes the answers in which it left the export's."""
 
 
 _EFFORTS = (
-    (20_000_000, Effort(towers=16, sequences=48, controls=24, answer_tokens=24, goes_on=True)),
-    (300_000_000, Effort(towers=6, sequences=12, controls=8, answer_tokens=24, goes_on=True)),
-    (None, Effort(towers=3, sequences=3, controls=3, answer_tokens=12, goes_on=False)),
+    (
+        20_000_000,
+        Effort(
+            towers=16,
+            sequences=48,
+            controls=24,
+            answer_tokens=24,
+            measures_floor=True,
+            goes_on=True,
+        ),
+    ),
+    (
+        300_000_000,
+        Effort(
+            towers=6, sequences=12, controls=8, answer_tokens=24, measures_floor=False, goes_on=True
+        ),
+    ),
+    (
+        None,
+        Effort(
+            towers=3, sequences=3, controls=3, answer_tokens=12, measures_floor=False, goes_on=False
+        ),
+    ),
 )
 """By parameters of the decoder's layers: a thousand tokens through 1.4 billion of them take a
 minute on two cores."""
@@ -83,6 +106,7 @@ class LiveOracle:
         self._context_tokens = context_tokens
         self._progress = progress
         self._embeds: dict[str, Floats] = {}
+        self._tower_floor: float | None = None
         self._asked: Subject | None = None
         self._passed: Passed | None = None
 
@@ -156,6 +180,20 @@ class LiveOracle:
             stacked = np.concatenate([self.pixels(picture) for picture in fresh.values()])
             self._embeds.update(zip(fresh, self.reference.embed(stacked), strict=True))
         return [self._embeds[picture.name] for picture in pictures]
+
+    def tower_floor(self) -> float | None:
+        """Relative error of the original's embeddings in float32, against float64.
+
+        None where that would cost too much memory. Source: measured on two pictures and noise.
+        """
+        if self._tower_floor is None and self.effort.measures_floor:
+            cases = self.tower_cases()
+            few = [*cases[:2], cases[-1]]
+            pixels = np.concatenate([case.pixels for case in few])
+            exact = self.reference.at("float64").embed(pixels)
+            pairs = zip(exact, few, strict=True)
+            self._tower_floor = max(relative_error(one, case.expected) for one, case in pairs)
+        return self._tower_floor
 
     def logit_cases(self, subject: Subject) -> list[LogitCase]:
         """Prompt, answer and a further turn, teacher-forced."""

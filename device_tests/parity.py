@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from typing import Literal
 
 from mllm_export.catalog import unknown
+from mllm_export.device_tests.scheme_bits import weight_bits
 from mllm_export.errors import CheckError
 from mllm_export.records import from_plain, record
 from mllm_export.report import RUNGS, Measurement
@@ -14,11 +17,11 @@ from mllm_export.toml import read_toml
 
 _PACKAGE = "mllm_export.device_tests.profiles"
 
-Kind = Literal["f16", "half", "int8", "int4"]
+Kind = Literal["f16", "half", "int8", "int4", "int2"]
 """How coarsely the coarsest part of what is measured is stored; half: a tower that computes in
-float16 too, which is f16 wherever a limit does not name it."""
+float16 too, which is f16 wherever a limit does not name it; int2: in less than 4 bits."""
 
-KINDS: tuple[Kind, ...] = ("f16", "half", "int8", "int4")
+KINDS: tuple[Kind, ...] = ("f16", "half", "int8", "int4", "int2")
 
 
 @record
@@ -31,12 +34,34 @@ class Values:
     half: float | None = None
     int8: float | None = None
     int4: float | None = None
+    int2: float | None = None
 
     def of(self, kind: Kind) -> float | None:
         """The limit for that kind."""
         half = self.f16 if self.half is None else self.half
-        own = {"f16": self.f16, "half": half, "int8": self.int8, "int4": self.int4}[kind]
+        own = {
+            "f16": self.f16,
+            "half": half,
+            "int8": self.int8,
+            "int4": self.int4,
+            "int2": self.int2,
+        }[kind]
         return self.every if own is None else own
+
+    def scaled(self, perfect: float, scale: float) -> Values:
+        """Each value `scale` times as far from what nothing lost would give."""
+
+        def away(value: float | None) -> float | None:
+            return None if value is None else perfect + (value - perfect) * scale
+
+        return Values(
+            every=away(self.every),
+            f16=away(self.f16),
+            half=away(self.half),
+            int8=away(self.int8),
+            int4=away(self.int4),
+            int2=away(self.int2),
+        )
 
 
 @record
@@ -50,6 +75,8 @@ class Limit:
     untrained: Values | None = None
     """In place of `values` for models whose questions have no known answers, which may be
     random weights: those have no favourite answer, and any rounding may tip a near tie."""
+    perfect: float | None = None
+    """What an export that loses nothing measures; by default 1 for `at_least`, else 0."""
     reason: str
 
     def __post_init__(self) -> None:
@@ -63,6 +90,20 @@ class Limit:
         """The limit for that kind, if there is one."""
         used = self.values if trained or self.untrained is None else self.untrained
         return used.of(kind)
+
+    def scaled(self, scale: float, reason: str) -> Limit:
+        """The limit of a tighter or looser profile; what must be equal stays equal."""
+        if self.sense == "equals":
+            return self
+        perfect = self.perfect
+        if perfect is None:
+            perfect = 1.0 if self.sense == "at_least" else 0.0
+        return replace(
+            self,
+            values=self.values.scaled(perfect, scale),
+            untrained=None if self.untrained is None else self.untrained.scaled(perfect, scale),
+            reason=f"{scale:g} times default's distance ({reason}); default: {self.reason}",
+        )
 
 
 @record
@@ -78,6 +119,20 @@ class SchemeLimit:
 
 
 @record
+class BitsLimit:
+    """What a stored tensor of any scheme of so many bits may lose, where none names it."""
+
+    bits: int
+    """Of a weight, scales left out."""
+    sqnr_db: float
+    largest_error: float
+    """Over the largest value of its block, for ggml's types."""
+    largest_steps: float = 1.02
+    """In steps, for the tower's schemes: a whole one where the end of a range clips."""
+    reason: str
+
+
+@record
 class Profile:
     """One file of device_tests/profiles."""
 
@@ -85,17 +140,61 @@ class Profile:
     description: str
     limits: tuple[Limit, ...]
     schemes: tuple[SchemeLimit, ...]
+    bits: tuple[BitsLimit, ...] = ()
 
     def scheme(self, name: str) -> SchemeLimit:
-        """The limits of a scheme.
+        """The limits of a scheme: its own, or those of its number of bits.
 
-        Raises: CheckError for a scheme that the profile does not know.
+        Raises: CheckError for a word that says nothing of its bits.
         """
         for one in self.schemes:
             if one.scheme == name:
                 return one
-        known = [one.scheme for one in self.schemes]
-        raise CheckError(f"profile '{self.name}': {unknown('scheme', name, known)}")
+        bits = weight_bits(name)
+        found = [one for one in self.bits if bits is not None and one.bits <= bits]
+        if not found:
+            known = [one.scheme for one in self.schemes]
+            raise CheckError(f"profile '{self.name}': {unknown('scheme', name, known)}")
+        most = max(found, key=lambda one: one.bits)
+        return SchemeLimit(
+            scheme=name,
+            sqnr_db=most.sqnr_db,
+            largest_error=most.largest_steps if name.startswith("w") else most.largest_error,
+            reason=f"{most.bits} bits: {most.reason}",
+        )
+
+
+@record
+class Derived:
+    """A profile that says how far it is from another."""
+
+    name: str
+    description: str
+    extends: str
+    scale: float
+    """How many times as far from a perfect export its limits lie."""
+    reason: str
+    limits: tuple[Limit, ...] = ()
+    """In place of the other's on the same measurements."""
+
+    def __post_init__(self) -> None:
+        """Refuse a profile that would turn limits around, or does not say why it is another."""
+        if self.scale <= 0:
+            raise CheckError(f"profile '{self.name}': scale is {self.scale}, needed: over 0")
+        if not self.reason.strip():
+            raise CheckError(f"profile '{self.name}' has no reason")
+
+    def whole(self, other: Profile) -> Profile:
+        """All limits. What a stored block loses is its format's doing, and stays."""
+        own = {(one.rung, one.measurement): one for one in self.limits}
+        scaled = [one.scaled(self.scale, self.reason) for one in other.limits]
+        return replace(
+            other,
+            name=self.name,
+            description=self.description,
+            limits=tuple(own.pop((one.rung, one.measurement), one) for one in scaled)
+            + tuple(own.values()),
+        )
 
 
 class Limits:
@@ -149,9 +248,18 @@ def load_profile(name: str) -> Profile:
     if name not in profile_names():
         raise CheckError(unknown("profile", name, profile_names()))
     table = read_toml(files(_PACKAGE) / f"{name}.toml", CheckError)
-    profile = from_plain(Profile, {"name": name, **table}, f"{name}.toml", CheckError)
-    keys = [(one.rung, one.measurement) for one in profile.limits]
+    where = f"{name}.toml"
+    if "extends" in table:
+        derived = from_plain(Derived, {"name": name, **table}, where, CheckError)
+        _refuse_doubled(derived.limits, where)
+        return derived.whole(load_profile(derived.extends))
+    profile = from_plain(Profile, {"name": name, **table}, where, CheckError)
+    _refuse_doubled(profile.limits, where)
+    return profile
+
+
+def _refuse_doubled(limits: Sequence[Limit], where: str) -> None:
+    keys = [(one.rung, one.measurement) for one in limits]
     for key in keys:
         if keys.count(key) > 1:
-            raise CheckError(f"{name}.toml: two limits on {key[0]}, '{key[1]}'")
-    return profile
+            raise CheckError(f"{where}: two limits on {key[0]}, '{key[1]}'")

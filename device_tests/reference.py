@@ -70,6 +70,9 @@ class Reference(Protocol):
         `weights` replaces the decoder's own weights, by published name.
         """
 
+    def at(self, precision: str) -> Reference:
+        """The same original computing in another torch dtype: for the noise floor alone."""
+
     def decoder_originals(self) -> dict[str, Original]:
         """Every tensor that the decoder's file must hold, by its name there."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from mllm_export.device_tests.originals import Original
 from mllm_export.device_tests.profile import Kind
 from mllm_export.device_tests.reference import Floats, Reader
+from mllm_export.device_tests.scheme_bits import weight_bits
 from mllm_export.pages import forget_pages
 
 FLOATS = ("F32", "F16", "BF16", "f32", "f16")
@@ -21,8 +22,8 @@ FLOATS = ("F32", "F16", "BF16", "f32", "f16")
 
 _PIECE_ROWS = 1024
 
-_INT8_BITS = 8.5
-"""Bits per weight of Q8_0, the largest of the 8-bit schemes; below 8 counts as 4-bit here."""
+_FLOAT_BITS, _INT8_BITS, _INT4_BITS = 32, 8, 4
+"""Between 8 and 4 bits counts as 4-bit here."""
 
 
 class Stored(Protocol):
@@ -91,15 +92,15 @@ def read_gguf(path: Path) -> tuple[dict[str, Stored], dict[str, object]]:
 
 def decoder_kind(stored: Mapping[str, Stored]) -> Kind:
     """By the coarsest scheme of any tensor."""
-    import gguf
+    return kind_of(one.scheme for one in stored.values())
 
-    bits = 32.0
-    for one in stored.values():
-        values, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[one.scheme]]
-        bits = min(bits, 8 * size / values)
+
+def kind_of(schemes: Iterable[str]) -> Kind:
+    """How coarsely the coarsest of these schemes stores a weight."""
+    bits = min((weight_bits(one) or _FLOAT_BITS for one in set(schemes)), default=_FLOAT_BITS)
     if bits > _INT8_BITS:
         return "f16"
-    return "int8" if bits >= 8 else "int4"
+    return "int8" if bits == _INT8_BITS else "int4" if bits >= _INT4_BITS else "int2"
 
 
 def as_published(stored: Mapping[str, Stored], originals: Mapping[str, Original]) -> Reader:

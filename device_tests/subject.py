@@ -35,10 +35,6 @@ class StepLike(Protocol):
     def finish(self) -> str:
         """Why this is the last step; empty when it is not."""
 
-    @property
-    def text(self) -> str:
-        """The text that this token completed."""
-
 
 class SessionLike(Protocol):
     """The public methods of `mllm_export.runtimes.session.Session` that the checks call."""

@@ -10,6 +10,8 @@ from mllm_export.device_tests.thumbnails import thumbnail
 from mllm_export.report import Example, Rung, rung_of
 
 _SHOWN = 4
+_MARK = "\N{REPLACEMENT CHARACTER}"
+"""Stands for each byte of a character that was not finished."""
 
 
 class Text:
@@ -20,6 +22,7 @@ class Text:
         "largest gap at the first differing token",
         "median gap at the first differing token",
         "answers whose text is not that of their ids",
+        "answers that go on behind a stop token",
     )
 
     def run(self, context: Context) -> Rung:
@@ -35,6 +38,9 @@ class Text:
                 "text", "median gap at the first differing token", float(np.median(gaps)), "nats"
             ),
         ]
+        stops = set(context.oracle.stop_ids)
+        endless = sum(not stops.isdisjoint(case.draft.ids) for case in cases)
+        measurements.append(measure("text", "answers that go on behind a stop token", endless))
         if context.live is not None:
             misspelt = [case for case in cases if _misspelt(context, case)]
             measurements.append(
@@ -60,10 +66,11 @@ class Text:
 def _misspelt(context: Context, case: AnswerCase) -> bool:
     """Whether the text streamed to the user is not what the original's tokenizer writes.
 
-    Only of answers that ended by themselves: a cut one may end within a character.
+    Of a cut answer the beginning: it may end before a stop string, or within a character.
     """
     draft = case.draft
-    return draft.finished and draft.text.strip() != context.oracle.text(draft.ids).strip()
+    shown, expected = draft.text.strip(), context.oracle.text(draft.ids).strip()
+    return expected != shown if draft.finished else not expected.startswith(shown.rstrip(_MARK))
 
 
 def _shown(context: Context, case: AnswerCase) -> Example:

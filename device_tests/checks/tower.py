@@ -27,9 +27,11 @@ class Tower:
         "worst-token cosine",
         "mean-token cosine",
         "relative error",
+        "relative error over the noise floor",
         "values that are no numbers",
         "float graph: worst-token cosine",
         "float graph: relative error",
+        "float graph: relative error over the noise floor",
         *(f"program in {one}" + end for one in ("float32", "float16") for end in _ENDS),
     )
 
@@ -67,11 +69,16 @@ def _measured(
     errors = [relative_error(expected, one) for expected, one in pairs]
     kind: Kind | None = "f16" if of == "float graph: " else None
     measure = context.limits.measure
-    return [
+    measured = [
         measure("tower", f"{of}worst-token cosine", float(tokens.min()), kind=kind),
         measure("tower", f"{of}mean-token cosine", float(tokens.mean()), kind=kind),
         measure("tower", f"{of}relative error", max(errors), "of the norm", kind=kind),
     ]
+    floor = context.live.tower_floor() if context.live else None
+    if floor:
+        name = f"{of}relative error over the noise floor"
+        measured.append(measure("tower", name, max(errors) / floor, "times", kind=kind))
+    return measured
 
 
 def _further(context: Context, cases: Sequence[TowerCase]) -> list[Measurement]:

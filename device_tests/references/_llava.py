@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -158,6 +158,10 @@ class LlavaReference:
     def walk(self, sequences: Sequence[Forced], diagonal_only: bool) -> Iterator[ObservedLayer]:
         """The decoder over calibration sequences, a layer at a time."""
         return self._decoder.walk(sequences, diagonal_only)
+
+    def at(self, precision: str) -> LlavaReference:
+        """The same original in another torch dtype."""
+        return LlavaReference(replace(self._parts, dtype=getattr(torch, precision)))
 
     def decoder_originals(self) -> dict[str, Original]:
         """Every tensor of the decoder's file, by name in GGUF."""

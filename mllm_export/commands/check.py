@@ -31,6 +31,14 @@ def check(
     ] = None,
     vision_tower: TowerOption = None,
     evaluation: EvaluationOption = None,
+    profile: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--profile",
+            metavar="P",
+            help="Limits: strict, default or lenient; those it was built for by default.",
+        ),
+    ] = None,
     report_dir: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--report", metavar="DIR", help="Write report.html, .json, .md, .xml here."),
@@ -66,6 +74,8 @@ def check(
         check_alone(bundle, against, evaluation, report_dir, as_json)
         return
     opened = open_bundle(bundle)
+    if profile is not None:
+        opened = judged_by(opened, profile)
     original = None if against is None else open_checkpoint(against, vision_tower)
     if against == REFERENCE and evaluation is None:
         evaluation = reference_evaluation()
@@ -92,6 +102,20 @@ def _append(file: Path, report: Report, bundle: Bundle, when: str) -> None:
 
     now = when or datetime.now(timezone.utc).isoformat(timespec="seconds")
     append(file, history_line(report, bundle, now))
+
+
+def judged_by(bundle: Bundle, profile: str) -> Bundle:
+    """The bundle as if it had been built for another profile.
+
+    Raises: CheckError for one that does not exist.
+    """
+    from dataclasses import replace
+
+    from mllm_export.bundle import Bundle
+    from mllm_export.device_tests.profile import load_profile
+
+    load_profile(profile)
+    return Bundle(bundle.folder, replace(bundle.manifest, profile=profile))
 
 
 def replan(bundle: Bundle, checkpoint: Checkpoint) -> Plan:

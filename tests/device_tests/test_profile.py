@@ -32,7 +32,7 @@ def test_a_profile_knows_every_layout(name: str) -> None:
 
 
 @pytest.mark.parametrize("rung", CHECKS.names())
-@pytest.mark.parametrize("kind", ["f16", "int8", "int4"])
+@pytest.mark.parametrize("kind", ["f16", "int8", "int4", "int2"])
 @pytest.mark.parametrize("trained", [True, False])
 def test_every_rung_has_a_limit_for_every_kind(rung: str, kind, trained: bool) -> None:
     """A rung without one would fail, for it would have checked nothing."""
@@ -89,3 +89,41 @@ def test_an_unknown_profile_scheme_or_rung_is_named() -> None:
         Limit(rung="logit", measurement="x", sense="at_most", values=Values(), reason="why")
     with pytest.raises(CheckError, match="limit on logits, 'x' has no reason"):
         Limit(rung="logits", measurement="x", sense="at_most", values=Values(), reason=" ")
+
+
+def test_a_looser_profile_lies_further_from_what_nothing_lost_would_give() -> None:
+    strict, default, lenient = (load_profile(n) for n in ("strict", "default", "lenient"))
+
+    def limit(profile: Profile, rung: str, name: str, kind) -> float:
+        (found,) = [o for o in profile.limits if (o.rung, o.measurement) == (rung, name)]
+        value = found.value(kind, True)
+        assert value is not None
+        return value
+
+    kl = [limit(p, "logits", "mean KL", "int4") for p in (strict, default, lenient)]
+    assert kl == pytest.approx([0.1, 0.2, 0.4])
+    same = [limit(p, "logits", "top-1 agreement", "int4") for p in (strict, default, lenient)]
+    assert same == pytest.approx([0.965, 0.93, 0.86])
+    words = [limit(p, "logits", "perplexity ratio", "int4") for p in (strict, default, lenient)]
+    assert words == pytest.approx([1.125, 1.25, 1.5])
+    exact = [limit(p, "prompt", "prompts with other ids", "f16") for p in (strict, lenient)]
+    assert exact == [0, 0]
+    assert "default's distance" in strict.limits[0].reason
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_no_profile_lets_an_ignored_picture_pass(name: str) -> None:
+    for one in load_profile(name).limits:
+        if one.rung == "controls":
+            for kind in ("f16", "int8", "int4", "int2"):
+                assert min(one.value(kind, True), one.value(kind, False)) > 0
+
+
+@pytest.mark.parametrize("scheme", ["IQ3_S", "TQ1_0", "Q8_1", "w4g64-new", "w8a8-later"])
+def test_a_scheme_without_an_entry_is_judged_by_its_bits(scheme: str) -> None:
+    profile = load_profile("default")
+    if scheme == "TQ1_0":
+        with pytest.raises(CheckError, match="unknown scheme 'TQ1_0'"):
+            profile.scheme(scheme)
+    else:
+        assert "bits" in profile.scheme(scheme).reason

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from mllm_export.bundle import Bundle, describe_file, open_bundle, write_manifest
@@ -32,6 +33,8 @@ from mllm_export.spec import ModelSpec
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+
+    from mllm_export.export.artifacts.onnx import TowerJob
 
 TARGET = "linux-x86_64"
 _CONTEXT_TOKENS = 512
@@ -87,10 +90,21 @@ class Bench:
         job = self.job
         out = self.folder / f"honest-{self.recipe}"
         with pytest.MonkeyPatch.context() as patch:
-            _in_this_process(patch)
+            in_this_process(patch)
             return build(
-                job.plan, job.reading, job.checkpoint, job.target, out, lambda _, __: "unchecked"
+                job.plan,
+                job.reading,
+                job.checkpoint,
+                job.target,
+                out,
+                lambda _, __: "unchecked",
+                calibrate=self._calibrate,
             )
+
+    def _calibrate(self, path: Path) -> None:
+        """The samples' own pictures, as the original prepares them."""
+        pixels = [case.pixels for case in self.oracle.tower_cases() if case.picture]
+        np.save(path, np.concatenate(pixels))
 
     def copy(self) -> Bundle:
         """The honest bundle again, in a folder of its own."""
@@ -144,9 +158,17 @@ class Bench:
             _changed_reads(patch, read or {})
             write_tower_stage(self._work(made, reading, checkpoint), plain, silent)
         if preset:
-            quantize_tower_stage(plain, path, preset, silent)
+            quantize_tower_stage(plain, path, self.tower_job(made), silent)
             plain.unlink()
         return self.mended(made)
+
+    def tower_job(self, made: Bundle) -> TowerJob:
+        """What this recipe asks of a quantized tower."""
+        from mllm_export.export.artifacts.onnx import tower_job
+
+        artifact = self.job.plan.artifact("tower")
+        assert artifact is not None
+        return tower_job(self._work(made, self.job.reading, None), artifact)
 
     def with_decoder(
         self,
@@ -209,7 +231,7 @@ class Bench:
                 edit(model)
             return model
 
-        patch.setattr(writer, "tower_skeleton", skeleton)
+        patch.setattr(writer, "graph_skeleton", skeleton)
 
 
 def make_oracle(checkpoint: Path, samples: Samples) -> SharedOracle:
@@ -221,7 +243,7 @@ def make_oracle(checkpoint: Path, samples: Samples) -> SharedOracle:
     return oracle
 
 
-def _in_this_process(patch: pytest.MonkeyPatch) -> None:
+def in_this_process(patch: pytest.MonkeyPatch) -> None:
     """Stages run here: starting a process and importing torch would take most of the time."""
     from mllm_export.export.artifact import ARTIFACTS
 

@@ -98,15 +98,15 @@ def of_sibling(part: str) -> Plant:
 
 def quantized_by_mistake(bench: Bench, _: pytest.MonkeyPatch) -> Bundle:
     """INT8 where the recipe says float."""
-    from mllm_export.export.tower_int8 import quantize_tower
-    from mllm_export.quantize.recipe import load_recipe
+    from mllm_export.export.artifacts.onnx import quantize_tower_stage
 
-    assert load_recipe(bench.recipe).tower_scheme == "f32"
+    quantized = Bench(bench.folder, bench.checkpoint, "int8", bench.oracle, bench.sibling)
+    job = quantized.tower_job(bench.honest)
 
     def change(path: Path) -> None:
         plain = path.with_name("plain.onnx")
         path.rename(plain)
-        quantize_tower(plain, path, "avx2", silent)
+        quantize_tower_stage(plain, path, job, silent)
         plain.unlink()
 
     return bench.with_file("tower", change)
