@@ -107,14 +107,23 @@ def build_alone(
 
 
 def check_alone(
-    bundle: Path, against: str | None, evaluation: Path | None, report: Path | None, as_json: bool
+    bundle: Path,
+    against: str | None,
+    evaluation: Path | None,
+    profile: str | None,
+    report: Path | None,
+    as_json: bool,
 ) -> None:
     """Hold the bundle against its original, which has to be named."""
+    from dataclasses import replace
+
     from mllm_export.commands.checking import verdict, write_reports
     from mllm_export.embedder import open_embedder
     from mllm_export.terminal import ProgressBars
 
     manifest = open_embedder(bundle)
+    if profile is not None:
+        manifest = replace(manifest, profile=profile)
     if against is None or open_alone(against) is None:
         raise CheckError(
             f"{bundle} is an encoder alone, which is checked against its original only; "

@@ -63,3 +63,24 @@ MmprojOption = Annotated[
         help="Also write the tower for llama.cpp's own tools; left in only if it measures right.",
     ),
 ]
+ProfileOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--profile",
+        metavar="P",
+        help="Limits: strict, default or lenient; those it was built for by default.",
+    ),
+]
+ReportOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--report", metavar="DIR", help="Write report.html, .json, .md, .xml here."),
+]
+HistoryOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--history", metavar="FILE", help="Append this check to a target's history (JSON lines)."
+    ),
+]
+WhenOption = Annotated[
+    str, typer.Option("--when", metavar="T", help="Time to write there; the clock's unless given.")
+]

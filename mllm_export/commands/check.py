@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
@@ -10,11 +9,17 @@ import typer
 from mllm_export.commands.arguments import (
     BundleArgument,
     EvaluationOption,
+    HistoryOption,
     JsonOption,
+    ProfileOption,
+    ReportOption,
     TowerOption,
+    WhenOption,
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mllm_export.bundle import Bundle
     from mllm_export.checkpoint import Checkpoint
     from mllm_export.plan import Plan
@@ -31,30 +36,10 @@ def check(
     ] = None,
     vision_tower: TowerOption = None,
     evaluation: EvaluationOption = None,
-    profile: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            "--profile",
-            metavar="P",
-            help="Limits: strict, default or lenient; those it was built for by default.",
-        ),
-    ] = None,
-    report_dir: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--report", metavar="DIR", help="Write report.html, .json, .md, .xml here."),
-    ] = None,
-    history: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            "--history",
-            metavar="FILE",
-            help="Append this check to a target's history (JSON lines).",
-        ),
-    ] = None,
-    when: Annotated[
-        str,
-        typer.Option("--when", metavar="T", help="Time to write there; the clock's unless given."),
-    ] = "",
+    profile: ProfileOption = None,
+    report_dir: ReportOption = None,
+    history: HistoryOption = None,
+    when: WhenOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Hold a bundle against the original, or against its golden outputs.
@@ -63,15 +48,13 @@ def check(
     """
     from mllm_export.bundle import open_bundle
     from mllm_export.commands.alone import check_alone
-    from mllm_export.commands.checking import check_in_child, verdict, write_reports
+    from mllm_export.commands.checking import check_in_child, write_reports
     from mllm_export.commands.opening import REFERENCE, open_checkpoint, reference_evaluation
     from mllm_export.embedder import is_embedder
-    from mllm_export.errors import CheckFailedError
-    from mllm_export.records import to_json
-    from mllm_export.terminal import ProgressBars, parity_table, stdout
+    from mllm_export.terminal import ProgressBars
 
     if is_embedder(bundle):
-        check_alone(bundle, against, evaluation, report_dir, as_json)
+        check_alone(bundle, against, evaluation, profile, report_dir, as_json)
         return
     opened = open_bundle(bundle)
     if profile is not None:
@@ -87,6 +70,15 @@ def check(
         write_reports(report, report_dir)
     if history is not None:
         _append(history, report, opened, when)
+    _conclude(report, as_json)
+
+
+def _conclude(report: Report, as_json: bool) -> None:
+    from mllm_export.commands.checking import verdict
+    from mllm_export.errors import CheckFailedError
+    from mllm_export.records import to_json
+    from mllm_export.terminal import parity_table, stdout
+
     if as_json:
         typer.echo(to_json(report), nl=False)
     else:

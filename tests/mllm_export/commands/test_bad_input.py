@@ -114,6 +114,13 @@ def test_an_unknown_name_is_answered_with_the_near_ones(
     assert named in outcome.error
 
 
+def test_a_profile_that_does_not_exist_is_refused(command: Run, unchecked: Path) -> None:
+    outcome = command("check", unchecked, "--profile", "strickt")
+    assert outcome.code == 2
+    assert "unknown profile 'strickt'" in outcome.error
+    assert "strict" in outcome.error
+
+
 def test_an_output_folder_that_exists_is_refused_and_untouched(
     command: Run, model: Path, tmp_path: Path
 ) -> None:
