@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from mllm_export.bundle import Bundle
+from mllm_export.device_tests.fed import SeenDecoder
 from mllm_export.device_tests.one_part import OnePart, PartDecoder, PartTower
 from mllm_export.device_tests.pictures import Picture
 from mllm_export.device_tests.reference import Floats
@@ -74,10 +75,19 @@ class Answer:
 class Subject:
     """A session with what was computed once kept for the next check."""
 
-    def __init__(self, session: SessionLike, rest: Callable[[], None] = lambda: None) -> None:
-        """Nothing runs before it is asked for; `rest` gives back what can be opened again."""
+    def __init__(
+        self,
+        session: SessionLike,
+        rest: Callable[[], None] = lambda: None,
+        decoder: SeenDecoder | None = None,
+    ) -> None:
+        """Nothing runs before it is asked for; `rest` gives back what can be opened again.
+
+        `decoder` is the session's, where it can be watched.
+        """
         self.session = session
         self.rest = rest
+        self.decoder = decoder
         self._embeds: dict[str, Floats] = {}
 
     def close(self) -> None:
@@ -144,7 +154,8 @@ def open_subject(bundle: Bundle) -> Subject:
     )
     sizes = (f.size_bytes for f in manifest.files if f.role in ("tower", "decoder"))
     if sum(sizes) < _LARGE_BYTES:
-        return Subject(Session(bundle, open_tower(), open_decoder()))
+        seen = SeenDecoder(open_decoder())
+        return Subject(Session(bundle, open_tower(), seen), decoder=seen)
     part = OnePart()
-    tower, decoder = PartTower(part, open_tower), PartDecoder(part, open_decoder, context)
-    return Subject(Session(bundle, tower, decoder), part.close)
+    seen = SeenDecoder(PartDecoder(part, open_decoder, context))
+    return Subject(Session(bundle, PartTower(part, open_tower), seen), part.close, seen)

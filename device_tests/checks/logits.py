@@ -17,6 +17,7 @@ from mllm_export.device_tests.distributions import (
     next_token_nll,
     top1_agreement,
 )
+from mllm_export.device_tests.fed import positions_off
 from mllm_export.device_tests.reference import Floats, Forced
 from mllm_export.device_tests.stored import as_published, decoder_kind
 from mllm_export.device_tests.thumbnails import thumbnail
@@ -28,6 +29,9 @@ _MEASURES = ("mean KL", "p99 KL", "top-1 agreement", "perplexity ratio", "larges
 
 _FEW_ROWS = 100
 """Below this a share says nothing: one row that differs would be a hundredth of all."""
+
+_FED = "positions fed with something else"
+"""Of the sequences that are given to both decoders with the original's own embeddings."""
 
 Rows = Callable[[LogitCase], Floats]
 
@@ -49,7 +53,7 @@ class Logits:
     weights, so that nothing but the engine's arithmetic is left.
     """
 
-    measures = tuple(stage + name for stage in _STAGES for name in _MEASURES)
+    measures = (*(stage + name for stage in _STAGES for name in _MEASURES), _FED)
 
     def run(self, context: Context) -> Rung:
         """Compare every row of every case."""
@@ -60,8 +64,14 @@ class Logits:
             embeds = [subject.embeds(picture) for picture in case.pictures]
             return subject.rows(case.ids, embeds, len(case.expected))
 
+        wrong = 0
+
         def decoder(case: LogitCase) -> Floats:
-            return subject.rows(case.ids, case.embeds, len(case.expected))
+            nonlocal wrong
+            made = subject.rows(case.ids, case.embeds, len(case.expected))
+            if subject.decoder is not None:
+                wrong += positions_off(subject.decoder.fed, case.ids, case.embeds)
+            return made
 
         ends = [_distance(case, case.expected, whole(case)) for case in cases]
         alone = [(case, decoder(case)) for case in cases]
@@ -72,6 +82,8 @@ class Logits:
             ),
             *_engine(context, alone),
         ]
+        if subject.decoder is not None:
+            measurements.append(context.limits.measure("logits", _FED, wrong, "positions"))
         return rung_of(
             "logits",
             reference=context.oracle.title,
