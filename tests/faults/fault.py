@@ -53,9 +53,4 @@ NOT_PLANTED = (
         name="fused attention in float16",
         why="no fault by itself: 3.7e-5 nats on random weights, below what bfloat16 gives them",
     ),
-    NotPlanted(
-        name="tied head untied with other weights",
-        why="the models here have heads of their own; the head is taken from the embedding, and "
-        "from another checkpoint",
-    ),
 )

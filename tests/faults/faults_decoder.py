@@ -79,6 +79,14 @@ def embedding_as_head(bench: Bench, _: pytest.MonkeyPatch) -> Bundle:
     )
 
 
+def untied(bench: Bench, _: pytest.MonkeyPatch) -> Bundle:
+    """The head that lies in the checkpoint, where the config says that the embedding is it."""
+    from mllm_export.checkpoint import Checkpoint
+
+    head = Checkpoint(bench.checkpoint).read("lm_head.weight").astype(np.float16)
+    return bench.with_file("decoder", lambda path: gguf.add_tensor(path, "output.weight", head))
+
+
 def flipped(place: tuple[int, int], mask: int) -> gguf.Bytes:
     def change(data: np.ndarray) -> np.ndarray:
         data.view(np.uint8).reshape(len(data), -1)[place] ^= mask
@@ -175,6 +183,7 @@ FAULTS = (
     fault("rope scaled", file_edit(lambda p: gguf.set_field(p, "llama.rope.scaling.factor", 2.0))),
     fault("head taken from the embedding", embedding_as_head),
     fault("head of another checkpoint", from_sibling("lm_head.weight")),
+    fault("tied head untied with other weights", untied, models=("tied",), quick=True),
     fault("embeddings scaled twice", reads("embed_tokens.weight", 16.0), quick=True),
     fault("gate and up swapped", file_edit(lambda p: gguf.swap_tensors(p, GATE, UP))),
     fault(

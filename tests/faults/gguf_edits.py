@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import gguf
 import numpy as np
@@ -28,12 +29,20 @@ def swap_tensors(path: Path, one: str, other: str) -> None:
     _rewrite(path, {}, {one: lambda _: stored[other], other: lambda _: stored[one]})
 
 
+def add_tensor(path: Path, name: str, values: np.ndarray) -> None:
+    """One more tensor, float as it is given."""
+    _rewrite(path, {}, {}, {name: values})
+
+
 def stored_bytes(path: Path, name: str) -> np.ndarray:
     return next(np.array(t.data) for t in gguf.GGUFReader(path).tensors if t.name == name)
 
 
 def _rewrite(
-    path: Path, fields: dict[str, tuple[object, gguf.GGUFValueType]], tensors: dict[str, Bytes]
+    path: Path,
+    fields: dict[str, tuple[object, gguf.GGUFValueType]],
+    tensors: dict[str, Bytes],
+    more: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> None:
     reader = gguf.GGUFReader(path)
     (architecture,) = (reader.fields[k].contents() for k in ["general.architecture"])
@@ -53,6 +62,8 @@ def _rewrite(
             data = np.ascontiguousarray(tensors.pop(tensor.name)(data))
         writer.add_tensor(tensor.name, data, raw_dtype=tensor.tensor_type)
     assert not tensors, tensors
+    for name, values in more.items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ FAULTS: tuple[Fault, ...] = (
     *faults_tower.FAULTS,
     *faults_decoder.FAULTS,
 )
-MODELS = ("tiny", "reference")
+MODELS = ("tiny", "reference", "tied")
 _QUESTIONS = 24
 
 
@@ -68,7 +69,7 @@ class Benches:
     def _oracle(self, model: str) -> tuple[Path, SharedOracle, Path]:
         if model not in self._oracles:
             folder = self._folder / model
-            checkpoint, samples = _tiny(folder) if model == "tiny" else _reference()
+            checkpoint, samples = _MAKERS[model](folder)
             sibling = write_sibling(folder / "sibling", checkpoint)
             self._oracles[model] = checkpoint, make_oracle(checkpoint, samples), sibling
         return self._oracles[model]
@@ -81,13 +82,24 @@ def _tiny(folder: Path) -> tuple[Path, Samples]:
     return folder / "checkpoint", generic_samples(6)
 
 
-def _reference() -> tuple[Path, Samples]:
+def _tied(folder: Path) -> tuple[Path, Samples]:
+    """The config says that the head is the embedding; a head with other weights lies about."""
+    found = _tiny(folder)
+    file = folder / "checkpoint" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_bytes()), "tie_word_embeddings": True}))
+    return found
+
+
+def _reference(_: Path) -> tuple[Path, Samples]:
     """Every n-th question, so that several kinds are asked about several pictures."""
     samples = read_evaluation(reference_evaluation())
     asked = samples.questions[:: len(samples.questions) // _QUESTIONS][:_QUESTIONS]
     names = {name for question in asked for name in question.pictures}
     pictures = {name: p for name, p in samples.pictures.items() if name in names}
     return reference_folder(), replace(samples, pictures=pictures, questions=asked)
+
+
+_MAKERS = {"tiny": _tiny, "reference": _reference, "tied": _tied}
 
 
 def plant(fault: Fault, model: str, benches: Benches) -> Found:

@@ -22,16 +22,20 @@ def test_an_honest_bundle_passes(recipe: str, benches: Benches) -> None:
 
 @pytest.mark.parametrize("fault", QUICK, ids=[fault.name for fault in QUICK])
 def test_a_fault_is_caught_where_it_is(fault: Fault, benches: Benches) -> None:
-    found = plant(fault, "tiny", benches)
+    found = plant(fault, fault.models[0], benches)
     assert found.named, f"{found.rung or 'not caught'}: {found.reason}"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", MODELS)
-def test_nearly_all_faults_are_caught_and_named(model: str, benches: Benches) -> None:
-    results = [plant(fault, model, benches) for fault in FAULTS if model in fault.models]
+def test_nearly_all_faults_are_caught_and_named(benches: Benches) -> None:
+    results = [
+        plant(fault, model, benches)
+        for model in MODELS
+        for fault in FAULTS
+        if model in fault.models
+    ]
     table = markdown(results)
-    assert len(results) >= LEAST_KINDS
+    assert len({one.fault.name for one in results}) >= LEAST_KINDS
     assert sum(one.caught for one in results) >= LEAST_CAUGHT * len(results), table
     assert sum(one.named for one in results) >= LEAST_NAMED * len(results), table
 
