@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mllm_export.checkpoint import Checkpoint
 from mllm_export.export.artifact import Work, part_reader
 from mllm_export.export.child import run_in_child
-from mllm_export.export.decoder_plan import general_fields, gguf_tensors, plan_decoder_tensors
+from mllm_export.export.decoder_plan import (
+    StoredTensor,
+    general_fields,
+    gguf_tensors,
+    plan_decoder_tensors,
+)
 from mllm_export.export.family import Reading
 from mllm_export.export.parts import DECODERS, TOKENIZERS, GgufField
 from mllm_export.export.target import Target
@@ -42,23 +49,23 @@ def write_decoder_stage(work: Work, artifact: ArtifactPlan, progress: Progress) 
 
     checkpoint = Checkpoint(*work.source)
     tensors = gguf_tensors(work.reading.spec.decoder, artifact.tensors)
-    # The family, not the folder's name: the same weights give the same bytes wherever they lie.
-    fields = (
-        *general_fields(work.reading.spec.family, artifact.scheme, tensors),
-        *_model_fields(checkpoint, work.reading),
-    )
     write_decoder(
         work.path(artifact),
-        fields,
+        decoder_fields(checkpoint, work.reading, artifact.scheme, tensors),
         tensors,
         part_reader(checkpoint, work.reading.weights.part("decoder")),
         progress,
     )
 
 
-def _model_fields(checkpoint: Checkpoint, reading: Reading) -> tuple[GgufField, ...]:
+def decoder_fields(
+    checkpoint: Checkpoint, reading: Reading, scheme: str, tensors: Sequence[StoredTensor]
+) -> tuple[GgufField, ...]:
+    """The file's keys: general ones, the model's, its tokenizer's."""
     spec = reading.spec
+    # The family, not the folder's name: the same weights give the same bytes wherever they lie.
     return (
+        *general_fields(spec.family, scheme, tensors),
         *DECODERS[spec.decoder.kind].metadata(spec.decoder),
         *TOKENIZERS[spec.tokenizer.kind].metadata(
             checkpoint.path, spec.tokenizer, spec.decoder.vocab
