@@ -9,7 +9,7 @@ import numpy as np
 from mllm_export.device_tests.reference import Floats
 from mllm_export.device_tests.samples import read_calibration
 from mllm_export.progress import Progress, Step
-from mllm_export.runtimes.preprocess import preprocess
+from mllm_export.runtimes.preprocess import preprocess_inputs
 from mllm_export.spec import ModelSpec
 
 PICTURES = 32
@@ -42,5 +42,5 @@ def calibration_pixels(spec: ModelSpec, path: Path | None, progress: Progress) -
             )
         )
         with picture.open() as image:
-            found.append(preprocess(image, spec.encoders[0].image))
+            found.append(preprocess_inputs(image, spec.vision.image_inputs))
     return np.concatenate(found)

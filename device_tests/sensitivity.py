@@ -25,6 +25,8 @@ from mllm_export.export.parts import DECODERS, GgufTensor
 from mllm_export.export.tower_job import TowerJob
 from mllm_export.export.tower_plan import tower_tensors
 from mllm_export.export.tower_quantize import quantize_tower
+from mllm_export.export.vision_parts import vision_groups
+from mllm_export.pixels import tiles_of
 from mllm_export.progress import Progress, Step
 from mllm_export.quantize.budget import Assignment, Option
 from mllm_export.quantize.layout import LAYOUTS, stored_bytes
@@ -38,8 +40,6 @@ TOWER_OPTIONS = ("f32", "w8a8-static", "w4g32")
 DECODER_OPTIONS = ("F16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q4_0", "Q3_K")
 SEQUENCES = 24
 """Questions whose answers are compared; each pays one row a token."""
-
-_TOWER_GROUPS = ("tower", "projector")
 
 
 class Sensitivity:
@@ -56,6 +56,7 @@ class Sensitivity:
         """Runs the original once; everything later is held against it."""
         self._reading = reading
         self._spec = reading.spec
+        self._groups = tuple(one.rstrip(".") for one in vision_groups(reading.spec.vision))
         self._checkpoint = checkpoint
         self._preset = preset or "avx2"
         self._progress = progress
@@ -78,7 +79,7 @@ class Sensitivity:
     def loss(self, assignment: Assignment) -> float:
         """The measured loss of a whole assignment, in nats."""
         schemes = {one.group: one.scheme for one in assignment.options}
-        tower = {group: schemes[group] for group in _TOWER_GROUPS}
+        tower = {group: schemes[group] for group in self._groups}
         rest = {g: s for g, s in schemes.items() if g not in tower}
         return self._loss(self._tower_embeds(tower), self._stored(rest))
 
@@ -87,14 +88,14 @@ class Sensitivity:
         self._folder.cleanup()
 
     def _tower_options(self) -> list[Option]:
-        tensors = tower_tensors(self._spec.encoders[0], self._spec.projector)
+        tensors = tower_tensors(self._spec.vision)
         found = []
-        for group in _TOWER_GROUPS:
+        for group in self._groups:
             products = [t for t in tensors if t.is_product and t.name.startswith(f"{group}.")]
             for name in TOWER_OPTIONS:
                 parts = [p for t in products for p in tower_scheme(name).parts(t.shape)]
                 self._tell(f"{group} as {name}")
-                plain = dict.fromkeys(_TOWER_GROUPS, "f32")
+                plain = dict.fromkeys(self._groups, "f32")
                 loss = self._loss(self._tower_embeds({**plain, group: name}), None)
                 size = sum(part.size_bytes for part in parts)
                 found.append(Option(group=group, scheme=name, size_bytes=size, loss=loss))
@@ -139,12 +140,14 @@ class Sensitivity:
         if not plain.exists():
             np.save(folder / "pixels.npy", self._pixels)
             tower, projector = (
-                part_reader(self._checkpoint, weights.part(part)) for part in _TOWER_GROUPS
+                part_reader(self._checkpoint, weights.part(part)) for part in ("tower", "projector")
             )
-            write_tower(plain, spec.encoders[0], spec.projector, tower, projector)
+            write_tower(plain, spec.vision, tower, projector)
         named = {
-            tensor.name: schemes[tensor.name.split(".", 1)[0]]
-            for tensor in tower_tensors(spec.encoders[0], spec.projector)
+            tensor.name: next(
+                s for group, s in schemes.items() if tensor.name.startswith(f"{group}.")
+            )
+            for tensor in tower_tensors(spec.vision)
             if tensor.is_product
         }
         job = TowerJob(
@@ -208,5 +211,6 @@ def _run(path: Path, pixels: Mapping[str, Floats]) -> dict[str, Floats]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return {key: session.run(None, {name: one[None]})[0] for key, one in pixels.items()}
+    shapes = {port.name: tuple(port.shape) for port in session.get_inputs()}
+    tiles = {key: tiles_of(one[None], shapes)[0] for key, one in pixels.items()}
+    return {key: session.run(None, tile)[0] for key, tile in tiles.items()}

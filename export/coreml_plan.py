@@ -9,25 +9,18 @@ from math import prod
 from mllm_export.errors import RecipeError
 from mllm_export.export.coreml_options import CoremlOptions
 from mllm_export.export.coreml_scheme import COREML_SCHEMES, FLOAT, coreml_word, require_opset
-from mllm_export.export.parts import ENCODERS, PROJECTORS
-from mllm_export.export.stored import (
-    PROJECTOR,
-    TOWER,
-    is_linear,
-    is_matrix_name,
-    stored_shape,
-)
+from mllm_export.export.stored import is_linear, is_matrix_name, stored_shape
+from mllm_export.export.vision_parts import vision_parts
 from mllm_export.plan import TensorPlan
 from mllm_export.quantize.tower_recipe import TowerRule, tower_rules
-from mllm_export.spec import EncoderSpec, ProjectorSpec
+from mllm_export.spec import VisionSpec
 from mllm_export.weights import Shape
 
 _HALF_BYTES = 2
 
 
 def plan_coreml_tensors(
-    encoder: EncoderSpec,
-    projector: ProjectorSpec,
+    vision: VisionSpec,
     sources: Mapping[str, str],
     word: str,
     options: CoremlOptions,
@@ -40,10 +33,7 @@ def plan_coreml_tensors(
     the recipe's. Raises: PlanError for a scheme that Core ML, or the target's system, lacks.
     """
     ordered = tower_rules(rules, word, f"recipe '{recipe}'")
-    parts = (
-        (TOWER, ENCODERS[encoder.kind].parameters(encoder)),
-        (PROJECTOR, PROJECTORS[projector.kind].parameters(projector)),
-    )
+    parts = vision_parts(vision)
     names = [prefix + name for prefix, parameters in parts for name in parameters]
     require_used(recipe, ordered, names)
     rows = []

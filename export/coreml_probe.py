@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from mllm_export.export.mil_evaluator import Evaluator
 from mllm_export.export.mil_program import read_program
-from mllm_export.spec import ImageSpec
+from mllm_export.spec import ImageInput, ImageSpec
 
 if TYPE_CHECKING:
     from mllm_export.export.mil_program import Operation
@@ -23,7 +24,7 @@ _PICTURES = ("003", "014")
 """Of the reference's calibration pictures: a drawn scene and digits."""
 
 
-def overflowing(package: Path, image: ImageSpec) -> tuple[str, ...]:
+def overflowing(package: Path, inputs: Sequence[ImageInput]) -> tuple[str, ...]:
     """Names, before their cast to float16, of the operations that leave the range on a probe."""
     evaluator = Evaluator(read_program(package), "float32")
     found: dict[str, None] = {}
@@ -32,8 +33,9 @@ def overflowing(package: Path, image: ImageSpec) -> tuple[str, ...]:
         if not peak <= _LIMIT:  # not a number counts too
             found[operation.name.removesuffix("_cast_fp16")] = None
 
-    for levels in probes(image):
-        evaluator.run(levels_for(evaluator, image, levels), note)
+    for levels in zip(*(probes(one.image) for one in inputs), strict=True):
+        pairs = zip(inputs, levels, strict=True)
+        evaluator.run({one.name: levels_for(evaluator, one.image, at) for one, at in pairs}, note)
     return tuple(found)
 
 

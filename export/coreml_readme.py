@@ -31,7 +31,7 @@ decoder. The image goes between two runs of token ids:
 
 ## Preprocessing
 
-{fit}, {resample} resampling to {size} x {size} pixels, RGB. {pixels}
+{preprocessing}
 
 ## The call
 
@@ -79,13 +79,10 @@ in several batches, in order. Ask for logits only with the last token of the tex
 """
 
 _TENSOR = """\
-// pixels: MLMultiArray of Float16, [1, 3, {size}, {size}], (value / 255 - mean) / std
-let input = try MLDictionaryFeatureProvider(dictionary: ["{input}": pixels])"""
+// {name}: MLMultiArray of Float16, [1, 3, {size}, {size}], (value / 255 - mean) / std"""
 
 _IMAGE = """\
-// picture: CVPixelBuffer of {size} x {size}, kCVPixelFormatType_32BGRA
-let input = try MLDictionaryFeatureProvider(
-    dictionary: ["{input}": MLFeatureValue(pixelBuffer: picture)])"""
+// {name}: CVPixelBuffer of {size} x {size}, kCVPixelFormatType_32BGRA"""
 
 _FITS = {
     "pad": "Pad to a square with RGB {pad}",
@@ -102,20 +99,12 @@ def write_readme(work: Work, artifact: ArtifactPlan) -> None:
 
 def readme(spec: ModelSpec, target: str, artifact: ArtifactPlan) -> str:
     """The text for one model and target."""
-    image, prompt = spec.encoders[0].image, spec.prompt
+    prompt = spec.prompt
     words = {
-        "size": image.size_px,
-        "input": "pixel_values",
         "output": "image_embeds",
         "tokens": spec.image_tokens,
         "width": spec.decoder.width,
     }
-    mean, std = (", ".join(f"{v:.8g}" for v in values) for values in (image.mean, image.std))
-    pixels = (
-        "The model takes the picture itself and normalises it."
-        if artifact.image_input
-        else f"Then (value / 255 - mean) / std with mean [{mean}] and std [{std}]."
-    )
     return _TEXT.format(
         **words,
         name=spec.name,
@@ -124,9 +113,42 @@ def readme(spec: ModelSpec, target: str, artifact: ArtifactPlan) -> str:
         system=artifact.deployment,
         before=repr(prompt.before),
         after=repr(f"{prompt.after_image}QUESTION{prompt.after}"),
-        fit=_FITS[image.fit].format(pad=image.pad_rgb),
-        resample=image.resample,
-        pixels=pixels,
-        feed=(_IMAGE if artifact.image_input else _TENSOR).format(**words)
-        + "\nposition = try decode(input, tower: tower, into: context, at: position)",
+        preprocessing=_preprocessing(spec, artifact.image_input),
+        feed=_feed(spec, artifact.image_input),
+    )
+
+
+def _preprocessing(spec: ModelSpec, image_input: bool) -> str:
+    """What is done with a picture, for each input."""
+    inputs = spec.vision.image_inputs
+    told = []
+    for one in inputs:
+        image = one.image
+        mean, std = (", ".join(f"{v:.8g}" for v in vs) for vs in (image.mean, image.std))
+        pixels = (
+            "The model takes the picture itself and normalises it."
+            if image_input
+            else f"Then (value / 255 - mean) / std with mean [{mean}] and std [{std}]."
+        )
+        of = f"`{one.name}`: " if len(inputs) > 1 else ""
+        told.append(
+            f"{of}{_FITS[image.fit].format(pad=image.pad_rgb)}, {image.resample} resampling to "
+            f"{image.size_px} x {image.size_px} pixels, RGB. {pixels}"
+        )
+    return "\n\n".join(told)
+
+
+def _feed(spec: ModelSpec, image_input: bool) -> str:
+    """Swift that gives the tower its inputs."""
+    inputs = spec.vision.image_inputs
+    kind = _IMAGE if image_input else _TENSOR
+    value = "MLFeatureValue(pixelBuffer: {})" if image_input else "{}"
+    pairs = ", ".join(f'"{one.name}": {value.format(one.name)}' for one in inputs)
+    return "\n".join(
+        (
+            *(kind.format(name=one.name, size=one.image.size_px) for one in inputs),
+            "let input = try MLDictionaryFeatureProvider(",
+            f"    dictionary: [{pairs}])",
+            "position = try decode(input, tower: tower, into: context, at: position)",
+        )
     )

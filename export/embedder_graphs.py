@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mllm_export.embedder import EmbedderSpec, TextTowerSpec
 from mllm_export.export.embedder_parts import HEAD, HEADS, TEXT, TEXT_TOWERS
-from mllm_export.export.graph import Graph, below
+from mllm_export.export.graph import Graph
 from mllm_export.export.parts import ENCODERS
 from mllm_export.export.stored import TOWER
+from mllm_export.export.vision_parts import below
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,15 +20,15 @@ def image_graph(spec: EmbedderSpec) -> Graph:
     """pixel_values f32[1, 3, S, S] to image_embeds f32[1, E], not normalised."""
     encoder, head = ENCODERS[spec.encoder.kind], HEADS[spec.head]
 
-    def apply(weights: Mapping[str, Tensor], pixels: Tensor) -> Tensor:
+    def apply(weights: Mapping[str, Tensor], given: Sequence[Tensor]) -> Tensor:
+        (pixels,) = given
         rows = encoder.apply(spec.encoder, below(TOWER, weights), pixels)
         return head.apply(spec.encoder, below(HEAD, weights), rows)
 
     size_px = spec.encoder.image.size_px
     return Graph(
         name="image",
-        input="pixel_values",
-        input_shape=(1, 3, size_px, size_px),
+        inputs={"pixel_values": (1, 3, size_px, size_px)},
         integer=False,
         output="image_embeds",
         output_shape=(1, spec.embed_width),
@@ -44,11 +45,10 @@ def text_graph(spec: TextTowerSpec) -> Graph:
     tower = TEXT_TOWERS[spec.kind]
     return Graph(
         name="text",
-        input="input_ids",
-        input_shape=(1, spec.context_tokens),
+        inputs={"input_ids": (1, spec.context_tokens)},
         integer=True,
         output="text_embeds",
         output_shape=(1, spec.embed_width),
         parts=((TEXT, tower.parameters(spec)),),
-        apply=lambda weights, ids: tower.apply(spec, below(TEXT, weights), ids),
+        apply=lambda weights, given: tower.apply(spec, below(TEXT, weights), given[0]),
     )

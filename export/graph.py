@@ -1,36 +1,36 @@
-"""What a graph computes, free of any format: one input, one output, weights, a function."""
+"""What a graph computes, free of any format: inputs, one output, weights, a function."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mllm_export.export.parts import ENCODERS, PROJECTORS
-from mllm_export.export.stored import PROJECTOR, TOWER, stored_shapes
+from mllm_export.export.stored import stored_shapes
+from mllm_export.export.vision_parts import embed, vision_parts
 from mllm_export.weights import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mllm_export.spec import EncoderSpec, ProjectorSpec
+    from mllm_export.spec import VisionSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A function of one tensor; see `apply`."""
+    """A function of one tensor or several; see `apply`."""
 
     name: str
-    input: str
-    input_shape: Shape
+    inputs: Mapping[str, Shape]
+    """Name to shape, in the order that `apply` is given them."""
     integer: bool
-    """Whether the input is ids (i64) and not f32."""
+    """Whether the inputs are ids (i64) and not f32."""
     output: str
     output_shape: Shape
     parts: tuple[tuple[str, Mapping[str, Shape]], ...]
     """Prefix in the file, and published names with shapes."""
-    apply: Callable[[Mapping[str, Tensor], Tensor], Tensor]
-    """Stored weights by name in the file, and the input, to the output."""
+    apply: Callable[[Mapping[str, Tensor], Sequence[Tensor]], Tensor]
+    """Stored weights by name in the file, and the inputs, to the output."""
 
     def stored(self) -> dict[str, Shape]:
         """Name in the file to stored shape, in order."""
@@ -39,30 +39,14 @@ class Graph:
         }
 
 
-def tower_graph(encoder: EncoderSpec, projector: ProjectorSpec) -> Graph:
-    """Tower and projector: pixel_values f32[1, 3, S, S] to image_embeds f32[T, D]."""
-
-    def apply(weights: Mapping[str, Tensor], pixels: Tensor) -> Tensor:
-        features = ENCODERS[encoder.kind].apply(encoder, below(TOWER, weights), pixels)
-        rows = PROJECTORS[projector.kind].apply(projector, below(PROJECTOR, weights), features)
-        return rows.reshape(projector.tokens_out, projector.out_width)
-
-    size_px = encoder.image.size_px
+def tower_graph(vision: VisionSpec) -> Graph:
+    """Encoders and projector: pixels f32[1, 3, S, S] of each input to image_embeds f32[T, D]."""
     return Graph(
         name="tower",
-        input="pixel_values",
-        input_shape=(1, 3, size_px, size_px),
+        inputs=vision.input_shapes,
         integer=False,
         output="image_embeds",
-        output_shape=(projector.tokens_out, projector.out_width),
-        parts=(
-            (TOWER, ENCODERS[encoder.kind].parameters(encoder)),
-            (PROJECTOR, PROJECTORS[projector.kind].parameters(projector)),
-        ),
-        apply=apply,
+        output_shape=(vision.projector.tokens_out, vision.projector.out_width),
+        parts=vision_parts(vision),
+        apply=lambda weights, given: embed(vision, weights, given),
     )
-
-
-def below(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of one part, by published name."""
-    return {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}

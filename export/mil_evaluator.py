@@ -59,21 +59,26 @@ class Evaluator:
         self._constants: dict[str, Any] = {}
         self._last_use = _last_uses(program)
 
-    def run(self, pixels: npt.NDArray[np.float32], watch: Watch | None = None) -> Any:
-        """The program's one output for its one input, in float32.
+    def run(self, given: Mapping[str, npt.NDArray[np.float32]], watch: Watch | None = None) -> Any:
+        """The program's one output for its inputs by name, in float32.
 
-        Shapes: f32[1, 3, S, S] -> f32[T, D]
-        Raises: EngineError for an input of another shape.
+        Shapes: f32[1, 3, S, S] each -> f32[T, D]
+        Raises: EngineError for an input that is missing or of another shape.
         """
         import torch
 
-        (given,), (asked,) = self.program.inputs, self.program.outputs
-        if pixels.shape != given.shape:
+        (asked,) = self.program.outputs
+        found = {name: pixels.shape for name, pixels in given.items()}
+        if found != {port.name: port.shape for port in self.program.inputs}:
+            needed = ", ".join(f"'{p.name}' {list(p.shape)}" for p in self.program.inputs)
             raise EngineError(
-                f"{self.program.path}: '{given.name}' is {list(given.shape)}, "
-                f"got {list(pixels.shape)}"
+                f"{self.program.path}: needs {needed}, got "
+                f"{', '.join(f'{name!r} {list(shape)}' for name, shape in found.items())}"
             )
-        values: dict[str, Any] = {given.name: self._rounded(torch.tensor(pixels), given.type)}
+        values: dict[str, Any] = {
+            port.name: self._rounded(torch.tensor(given[port.name]), port.type)
+            for port in self.program.inputs
+        }
         with torch.no_grad():
             for number, operation in enumerate(self.program.operations):
                 self._step(operation, values, watch)

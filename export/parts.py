@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,7 +12,14 @@ from mllm_export.catalog import Catalog
 from mllm_export.config import Config
 from mllm_export.export.clip_images import Fit
 from mllm_export.records import record
-from mllm_export.spec import DecoderSpec, EncoderSpec, ImageSpec, ProjectorSpec, TokenizerSpec
+from mllm_export.spec import (
+    DecoderSpec,
+    EncoderSpec,
+    FusionSpec,
+    ImageSpec,
+    ProjectorSpec,
+    TokenizerSpec,
+)
 from mllm_export.weights import Drop, Shape
 
 if TYPE_CHECKING:
@@ -59,6 +66,16 @@ class Encoder(Protocol):
 
     def tiny(self) -> EncoderSpec:
         """A small twin of true structure."""
+
+
+class Fusion(Protocol):
+    """How features of several encoders become one."""
+
+    def spec(self, encoders: Sequence[EncoderSpec]) -> FusionSpec:
+        """Sizes; raises SpecError where the encoders' features do not fit each other."""
+
+    def apply(self, features: Sequence[Tensor]) -> Tensor:
+        """Features f32[1, T, width] of each encoder to f32[1, tokens_out, out_width]."""
 
 
 class Projector(Protocol):
@@ -150,6 +167,7 @@ class Tokenizer(Protocol):
 
 
 ENCODERS: Catalog[Encoder] = Catalog("mllm_export.export.encoders", "ENCODER", "encoder")
+FUSIONS: Catalog[Fusion] = Catalog("mllm_export.export.fusions", "FUSION", "fusion")
 PROJECTORS: Catalog[Projector] = Catalog("mllm_export.export.projectors", "PROJECTOR", "projector")
 DECODERS: Catalog[Decoder] = Catalog("mllm_export.export.decoders", "DECODER", "decoder")
 TOKENIZERS: Catalog[Tokenizer] = Catalog("mllm_export.export.tokenizers", "TOKENIZER", "tokenizer")

@@ -20,10 +20,10 @@ PIECE_BYTES = 96 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A run of nodes between two points where one value alone is alive."""
+    """A run of nodes that leaves one value behind, from inputs and what earlier pieces left."""
 
     nodes: tuple[NodeProto, ...]
-    input: str
+    inputs: tuple[str, ...]
     output: str
     tensors: tuple[OnnxTensor, ...]
 
@@ -34,14 +34,19 @@ class Piece:
 
 
 def split(source: OnnxFile, piece_bytes: int) -> list[Piece]:
-    """Cut the graph where one value alone is alive and enough weights have come together."""
+    """Cut the graph where one value alone is alive and enough weights have come together.
+
+    Inputs do not count, nor the features of an encoder that is done: it is cut off before the
+    next one begins, and what it gave waits until both are joined.
+    """
     graph = source.skeleton.graph
     constants = {n.output[0]: n for n in graph.node if n.op_type == "Constant"}
     nodes = [node for node in graph.node if node.op_type != "Constant"]
     last_use = {name: at for at, node in enumerate(nodes) for name in node.input}
     last_use[graph.output[0].name] = len(nodes)
-    alive = {graph.input[0].name}
-    start, entry = 0, graph.input[0].name
+    given = {value.name for value in graph.input}
+    alive: set[str] = set()
+    start, known = 0, {*given}
     pieces: list[Piece] = []
     for at, node in enumerate(nodes):
         alive.update(node.output)
@@ -49,10 +54,14 @@ def split(source: OnnxFile, piece_bytes: int) -> list[Piece]:
         if len(alive) > 1:
             continue
         (value,) = alive
-        piece = _piece(source, constants, nodes[start : at + 1], entry, value)
-        if piece.size_bytes >= piece_bytes or at + 1 == len(nodes):
+        piece = _piece(source, constants, nodes[start : at + 1], known, value)
+        is_done = at + 1 == len(nodes) or not given.isdisjoint(nodes[at + 1].input)
+        if piece.size_bytes >= piece_bytes or is_done:
             pieces.append(piece)
-            start, entry = at + 1, value
+            start = at + 1
+            known.add(value)
+        if is_done:
+            alive.clear()
     return pieces
 
 
@@ -60,13 +69,13 @@ def _piece(
     source: OnnxFile,
     constants: Mapping[str, NodeProto],
     nodes: list[NodeProto],
-    entry: str,
+    known: set[str],
     value: str,
 ) -> Piece:
     used = dict.fromkeys(name for node in nodes for name in node.input)
     return Piece(
         nodes=(*(constants[name] for name in used if name in constants), *nodes),
-        input=entry,
+        inputs=tuple(name for name in used if name in known),
         output=value,
         tensors=tuple(source.tensors[name] for name in used if name in source.tensors),
     )
@@ -82,7 +91,7 @@ def piece_model(source: OnnxFile, piece: Piece) -> ModelProto:
         helper.make_graph(
             piece.nodes,
             "piece",
-            [types[piece.input]],
+            [types[name] for name in piece.inputs],
             [types[piece.output]],
             value_info=[types[o] for node in piece.nodes for o in node.output if o in types],
             initializer=[numpy_helper.from_array(t.read(), t.name) for t in piece.tensors],

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mllm_export.export.parts import ENCODERS, PROJECTORS
 from mllm_export.export.stored import PROJECTOR, TOWER, is_linear, stored_shape
+from mllm_export.export.vision_parts import vision_parts
 from mllm_export.plan import TensorPlan
 from mllm_export.quantize.tower_recipe import (
     TowerRule,
@@ -14,29 +14,24 @@ from mllm_export.quantize.tower_recipe import (
     tower_rules,
 )
 from mllm_export.quantize.tower_scheme import BLOCKS, ENDINGS, QUANTIZED, tower_scheme
-from mllm_export.spec import EncoderSpec, ProjectorSpec
+from mllm_export.spec import VisionSpec
 
 
-def tower_tensors(encoder: EncoderSpec, projector: ProjectorSpec) -> tuple[TowerTensor, ...]:
+def tower_tensors(vision: VisionSpec) -> tuple[TowerTensor, ...]:
     """Every tensor of tower and projector under its stored name, in the file's order."""
-    parts = (
-        (TOWER, ENCODERS[encoder.kind].parameters(encoder)),
-        (PROJECTOR, PROJECTORS[projector.kind].parameters(projector)),
-    )
     return tuple(
         TowerTensor(
             name=prefix + name,
             shape=stored_shape(name, shape),
             is_product=is_linear(name, shape),
         )
-        for prefix, parameters in parts
+        for prefix, parameters in vision_parts(vision)
         for name, shape in parameters.items()
     )
 
 
 def plan_tower_tensors(
-    encoder: EncoderSpec,
-    projector: ProjectorSpec,
+    vision: VisionSpec,
     tower_sources: Mapping[str, str],
     projector_sources: Mapping[str, str],
     scheme: str,
@@ -52,7 +47,7 @@ def plan_tower_tensors(
         **{TOWER + name: source for name, source in tower_sources.items()},
         **{PROJECTOR + name: source for name, source in projector_sources.items()},
     }
-    tensors = tower_tensors(encoder, projector)
+    tensors = tower_tensors(vision)
     ordered = tower_rules(rules, scheme, f"recipe '{recipe}'")
     choices = choose_tower_schemes(recipe, ordered, tensors)
     return tuple(

@@ -24,12 +24,13 @@ from mllm_export.export.tower_job import TowerJob
 from mllm_export.export.tower_pieces import PIECE_BYTES, Joined, piece_model, products, split
 from mllm_export.export.tower_ranges import Floats, Statistics, observe
 from mllm_export.export.tower_smoothing import smooth
+from mllm_export.pixels import tiles_of
 from mllm_export.progress import Progress, Step, silent
 from mllm_export.quantize.tower_recipe import TowerRanges
 from mllm_export.quantize.tower_scheme import TowerScheme, tower_scheme
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import ModelProto, ValueInfoProto
 
 _STAGE = "tower quantized"
 
@@ -49,17 +50,21 @@ def quantize_tower(
     notes: dict[str, str] = {}
     pieces = split(source, PIECE_BYTES)
     total = sum(piece.size_bytes for piece in pieces)
-    inputs = _pictures(job)
+    pictures = _pictures(job, source.skeleton.graph.input)
     done = 0
-    for piece in pieces:
+    for at, piece in enumerate(pieces):
         progress(Step(stage=_STAGE, item=piece.output, done=done, total=total))
         model = piece_model(source, piece)
-        if job.smoothing and inputs:
-            peaks = _observed(model, job, inputs, "minmax").peaks
+        if job.smoothing and pictures:
+            peaks = _observed(model, job, pictures, "minmax").peaks
             notes.update(smooth(model, _wanted(model, job, "int8"), peaks))
-        seen = _observed(model, job, inputs, job.ranges)
+        seen = _observed(model, job, pictures, job.ranges)
         joined.add(_quantize(model, job, seen, out_path.parent))
-        inputs = seen.outputs
+        wanted = {name for later in pieces[at + 1 :] for name in later.inputs}
+        for values, made in zip(pictures, seen.outputs, strict=True):
+            values[piece.output] = made
+            for name in values.keys() - wanted:
+                del values[name]
         done += piece.size_bytes
     skeleton = joined.skeleton(notes)
     check_graph(skeleton, joined.shapes())
@@ -68,14 +73,19 @@ def quantize_tower(
     run_once(out_path, tuple(side.dim_value for side in output))
 
 
-def _pictures(job: TowerJob) -> Sequence[Floats]:
+def _pictures(job: TowerJob, ports: Sequence[ValueInfoProto]) -> Sequence[dict[str, Floats]]:
+    """The graph's inputs for each calibration picture, by name."""
     if not job.observes:
         return ()
     if job.pixels is None:
         raise BuildError(
             "static 8-bit activations and smoothing need calibration pictures, none were given"
         )
-    return [np.asarray(one)[None] for one in np.load(job.pixels, mmap_mode="r")]
+    shapes = {
+        port.name: tuple(side.dim_value for side in port.type.tensor_type.shape.dim)
+        for port in ports
+    }
+    return [tiles_of(one[None], shapes)[0] for one in np.load(job.pixels, mmap_mode="r")]
 
 
 def _wanted(model: ModelProto, job: TowerJob, kind: str) -> list[str]:
@@ -85,12 +95,15 @@ def _wanted(model: ModelProto, job: TowerJob, kind: str) -> list[str]:
 
 
 def _observed(
-    model: ModelProto, job: TowerJob, inputs: Sequence[Floats], method: TowerRanges
+    model: ModelProto,
+    job: TowerJob,
+    pictures: Sequence[Mapping[str, Floats]],
+    method: TowerRanges,
 ) -> Statistics:
-    if not inputs:
+    if not pictures:
         return Statistics(peaks={}, ranges={}, outputs=())
     wanted = products(model, _wanted(model, job, "int8"))
-    return observe(model, [node.input[0] for node in wanted], inputs, method)
+    return observe(model, [node.input[0] for node in wanted], pictures, method)
 
 
 def _quantize(model: ModelProto, job: TowerJob, seen: Statistics, folder: Path) -> ModelProto:

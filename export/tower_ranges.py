@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,16 +38,19 @@ class Statistics:
 
 
 def observe(
-    model: ModelProto, values: Sequence[str], inputs: Sequence[Floats], method: TowerRanges
+    model: ModelProto,
+    values: Sequence[str],
+    pictures: Sequence[Mapping[str, Floats]],
+    method: TowerRanges,
 ) -> Statistics:
-    """Run a float piece on every picture; one picture's values are in memory at a time."""
+    """Run a float piece on every picture's values; one picture's own are in memory at a time."""
     names = list(dict.fromkeys(values))
-    session, entry, output = _session(model, names)
+    session, entries, output = _session(model, names)
     collector = _collector(method)
     peaks: dict[str, Floats] = {}
     outputs: list[Floats] = []
-    for one in inputs:
-        made = session.run([output, *names], {entry: one})
+    for one in pictures:
+        made = session.run([output, *names], {entry: one[entry] for entry in entries})
         outputs.append(made[0])
         found = dict(zip(names, made[1:], strict=True))
         for name, array in found.items():
@@ -57,24 +60,24 @@ def observe(
     return Statistics(peaks=peaks, ranges=collector.ranges(), outputs=outputs)
 
 
-def _session(model: ModelProto, names: Sequence[str]) -> tuple[Any, str, str]:
+def _session(model: ModelProto, names: Sequence[str]) -> tuple[Any, list[str], str]:
     import onnxruntime
     from onnx import ModelProto, TensorProto, helper
 
     open_model = ModelProto()
     open_model.CopyFrom(model)
-    entry, output = model.graph.input[0].name, model.graph.output[0].name
+    entries, output = [port.name for port in model.graph.input], model.graph.output[0].name
     open_model.graph.output.extend(
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
         for name in names
-        if name not in (entry, output)
+        if name not in (*entries, output)
     )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(
         open_model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    return session, entry, output
+    return session, entries, output
 
 
 class _Extremes:

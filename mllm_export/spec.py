@@ -67,6 +67,9 @@ class EncoderSpec:
     position_grid: int | None = None
     """Side of the stored table of positions: None as `grid`, another number to be resized to it,
     0 for a tower without positions."""
+    name: str = ""
+    """What tells it from the model's other encoders: in tensor names, rules of recipes and
+    inputs of graphs. Empty for the only one."""
 
     def __post_init__(self) -> None:
         """Check that the sizes fit each other."""
@@ -97,6 +100,16 @@ class EncoderSpec:
 
 
 @record
+class FusionSpec:
+    """Features of several encoders [B, T, width of each] to one [B, tokens_out, out_width]."""
+
+    kind: str
+    """A file in export/fusions."""
+    tokens_out: int
+    out_width: int
+
+
+@record
 class ProjectorSpec:
     """Image features [B, tokens_in, in_width] to embeddings [B, tokens_out, out_width]."""
 
@@ -106,6 +119,70 @@ class ProjectorSpec:
     out_width: int
     tokens_in: int
     tokens_out: int
+
+
+@record
+class ImageInput:
+    """One input of the vision graph: pixels f32[1, 3, S, S] of one preprocessing."""
+
+    name: str
+    image: ImageSpec
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of the input."""
+        return (1, 3, self.image.size_px, self.image.size_px)
+
+
+@record
+class VisionSpec:
+    """From one picture to image embeddings: encoders side by side, fusion, projector."""
+
+    encoders: tuple[EncoderSpec, ...]
+    projector: ProjectorSpec
+    fusion: FusionSpec | None = None
+    """None where there is one encoder."""
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit end to end."""
+        names = [encoder.name for encoder in self.encoders]
+        if not names or (len(names) > 1) != (self.fusion is not None):
+            raise SpecError(f"{len(names)} encoders, fusion {self.fusion}: several need one")
+        if len(names) > 1 and (len(set(names)) < len(names) or "" in names):
+            raise SpecError(f"several encoders need a name each, these are {names}")
+        width, tokens = self._features
+        if self.projector.in_width != width:
+            raise SpecError(
+                f"projector takes width {self.projector.in_width}, the tower gives {width}"
+            )
+        if self.projector.tokens_in != tokens:
+            raise SpecError(
+                f"projector takes {self.projector.tokens_in} tokens, the tower gives {tokens}"
+            )
+
+    @property
+    def _features(self) -> tuple[int, int]:
+        if self.fusion is None:
+            return self.encoders[0].width, self.encoders[0].tokens_out
+        return self.fusion.out_width, self.fusion.tokens_out
+
+    @property
+    def image_inputs(self) -> tuple[ImageInput, ...]:
+        """One for each preprocessing, in the encoders' order; encoders may share one."""
+        images = tuple(dict.fromkeys(encoder.image for encoder in self.encoders))
+        if len(images) == 1:
+            return (ImageInput(name="pixel_values", image=images[0]),)
+        first = {image: next(e.name for e in self.encoders if e.image == image) for image in images}
+        return tuple(ImageInput(name=f"pixel_values_{first[i]}", image=i) for i in images)
+
+    @property
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each image input, by name, in order."""
+        return {one.name: one.shape for one in self.image_inputs}
+
+    def input_of(self, encoder: EncoderSpec) -> int:
+        """Which of the image inputs an encoder reads."""
+        return [one.image for one in self.image_inputs].index(encoder.image)
 
 
 @record
@@ -214,24 +291,22 @@ class ModelSpec:
     decoder: DecoderSpec
     tokenizer: TokenizerSpec
     prompt: PromptSpec
+    fusion: FusionSpec | None = None
+    """How features of several encoders are joined; None where there is one."""
 
     def __post_init__(self) -> None:
         """Check that the parts fit end to end."""
-        width = sum(encoder.width for encoder in self.encoders)
-        if self.projector.in_width != width:
+        projector = self.vision.projector
+        if projector.out_width != self.decoder.width:
             raise SpecError(
-                f"projector takes width {self.projector.in_width}, the tower gives {width}"
-            )
-        if self.projector.out_width != self.decoder.width:
-            raise SpecError(
-                f"projector gives width {self.projector.out_width}, "
+                f"projector gives width {projector.out_width}, "
                 f"the decoder takes {self.decoder.width}"
             )
-        if self.projector.tokens_in != self.encoders[0].tokens_out:
-            raise SpecError(
-                f"projector takes {self.projector.tokens_in} tokens, "
-                f"the tower gives {self.encoders[0].tokens_out}"
-            )
+
+    @property
+    def vision(self) -> VisionSpec:
+        """All that stands in the tower's graph."""
+        return VisionSpec(encoders=self.encoders, projector=self.projector, fusion=self.fusion)
 
     @property
     def image_tokens(self) -> int:

@@ -72,7 +72,7 @@ class Curve:
 def recipe_of(assignment: Assignment, name: str) -> Recipe:
     """The assignment as rules."""
     schemes = {one.group: one.scheme for one in assignment.options}
-    tower, projector = schemes.pop("tower"), schemes.pop("projector")
+    vision = {group: schemes.pop(group) for group in tuple(schemes) if _is_vision(group)}
     sizes: dict[str, int] = {}
     for one in assignment.options:
         if one.group in schemes:
@@ -82,10 +82,10 @@ def recipe_of(assignment: Assignment, name: str) -> Recipe:
     return Recipe(
         name=name,
         description="What loses least within a memory budget, by measured sensitivity.",
-        tower_scheme=tower,
-        tower=(
-            TowerRule(tensors="tower.*", scheme=tower, why=why),
-            TowerRule(tensors="projector.*", scheme=projector, why=why),
+        tower_scheme=next(iter(vision.values())),
+        tower=tuple(
+            TowerRule(tensors=f"{group}.*", scheme=scheme, why=why)
+            for group, scheme in vision.items()
         ),
         decoder_scheme=most,
         decoder=(
@@ -93,6 +93,11 @@ def recipe_of(assignment: Assignment, name: str) -> Recipe:
             Rule(tensors="*", scheme=most, optional=True),
         ),
     )
+
+
+def _is_vision(group: str) -> bool:
+    """Whether a group's tensors stand in the tower's file: an encoder, or the projector."""
+    return group.split(".")[0] in {"tower", "projector"}
 
 
 def parse_size(text: str) -> int:

@@ -28,11 +28,6 @@ def open_session(
     bundle = open_bundle(Path(folder), verify)
     _check_version(bundle)
     manifest, spec = bundle.manifest, bundle.manifest.model
-    if len(spec.encoders) != 1:
-        raise BundleError(
-            f"{bundle.folder}: the model has {len(spec.encoders)} vision encoders, "
-            "this runtime runs one; install the version of mllm-export that wrote the bundle"
-        )
     vision = _engine(VISION_ENGINES, manifest.vision_engine, bundle)
     language = _engine(DECODER_ENGINES, manifest.decoder_engine, bundle)
     tower_path, decoder_path = bundle.path("tower"), bundle.path("decoder")

@@ -12,7 +12,7 @@ these, but where a picture is 1 or 3 px high, which that processor takes for the
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -22,7 +22,8 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from mllm_export.errors import ImageError
-from mllm_export.spec import ImageSpec
+from mllm_export.pixels import join_pixels
+from mllm_export.spec import ImageInput, ImageSpec
 
 Picture = str | Path | bytes | Image.Image
 """A file, the bytes of a file, or an opened picture."""
@@ -39,6 +40,15 @@ _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 _STRIP_ROWS = 256
+
+
+def preprocess_inputs(source: Picture, inputs: Sequence[ImageInput]) -> npt.NDArray[np.float32]:
+    """A picture as the pixels of every input, in one array; see `mllm_export.pixels`.
+
+    Raises: see `preprocess`.
+    """
+    picture = open_picture(source)
+    return join_pixels([preprocess(picture, one.image) for one in inputs])
 
 
 def preprocess(source: Picture, spec: ImageSpec) -> npt.NDArray[np.float32]:

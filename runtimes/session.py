@@ -17,7 +17,7 @@ from mllm_export.errors import EngineError
 from mllm_export.runtimes.embedding_cache import EmbeddingCache
 from mllm_export.runtimes.engines import Decoder, Floats, Segment, Tower
 from mllm_export.runtimes.generation import Generation, ImageTime, Step, StopRules
-from mllm_export.runtimes.preprocess import Picture, preprocess
+from mllm_export.runtimes.preprocess import Picture, preprocess_inputs
 from mllm_export.runtimes.prompt import encode_prompt, splice
 from mllm_export.runtimes.sampling import Sampler, Sampling
 
@@ -47,9 +47,11 @@ class Session:
     def preprocess(self, image: Picture) -> Floats:
         """A picture as pixels f32[N, 3, S, S], one tile after another; N is 1 here.
 
+        A tower of several inputs has them in one array; see `mllm_export.pixels`.
+
         Raises: ImageError for what is not a picture, or is too large.
         """
-        return preprocess(image, self.spec.encoders[0].image)
+        return preprocess_inputs(image, self.spec.vision.image_inputs)
 
     def embed(self, image: Picture | Floats) -> Floats:
         """A picture, or its pixels f32[N, 3, S, S], as embeddings f32[N * T, D].

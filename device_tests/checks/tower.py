@@ -13,6 +13,7 @@ from mllm_export.device_tests.distributions import cosines, relative_error
 from mllm_export.device_tests.profile import Kind
 from mllm_export.device_tests.reference import Floats
 from mllm_export.device_tests.thumbnails import thumbnail
+from mllm_export.pixels import tiles_of
 from mllm_export.report import Example, Measurement, Rung, rung_of
 
 _SHOWN = 3
@@ -129,11 +130,11 @@ def _runner(path: Path) -> Callable[[Floats], Floats]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
+    shapes = {port.name: tuple(port.shape) for port in session.get_inputs()}
 
     def embed(pixels: Floats) -> Floats:
-        (made,) = session.run(None, {name: pixels})
-        return np.asarray(made, np.float32)
+        made = [session.run(None, tile)[0] for tile in tiles_of(pixels, shapes)]
+        return np.concatenate(made).astype(np.float32)
 
     return embed
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from mllm_export.device_tests.reference import Floats
 from mllm_export.errors import CheckError
+from mllm_export.pixels import tiles_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -35,15 +36,17 @@ class TowerGraph:
         self._nodes: tuple[NodeProto, ...] = tuple(self._model.graph.node)
         self._makers = {name: node for node in self._nodes for name in node.output}
         self._weights = {one.name for one in self._model.graph.initializer}
-        self._input = next(
-            one.name for one in self._model.graph.input if one.name not in self._weights
-        )
+        self._inputs = {
+            one.name: tuple(side.dim_value for side in one.type.tensor_type.shape.dim)
+            for one in self._model.graph.input
+            if one.name not in self._weights
+        }
         self._output = self._model.graph.output[0].name
 
     @cached_property
     def _fed(self) -> set[str]:
         """Values that depend on the picture."""
-        return self._behind(lambda name: name == self._input)
+        return self._behind(self._inputs.__contains__)
 
     def _behind(self, starts: Callable[[str], bool]) -> set[str]:
         """Values that depend on one whose name `starts` takes."""
@@ -79,7 +82,8 @@ class TowerGraph:
         wanted = (*names,)
         if wanted not in self._sessions:
             self._sessions[wanted] = self._session(self._with_outputs(names))
-        found = self._sessions[wanted].run(list(names), {self._input: pixels})
+        (tile,) = tiles_of(pixels, self._inputs)
+        found = self._sessions[wanted].run(list(names), tile)
         return [np.asarray(one, np.float32) for one in found]
 
     @cached_property

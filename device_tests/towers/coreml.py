@@ -18,6 +18,7 @@ from mllm_export.errors import EngineError
 from mllm_export.export.coreml_package import read_contents
 from mllm_export.export.mil_evaluator import Evaluator, Precision
 from mllm_export.export.mil_program import MilProgram, read_program
+from mllm_export.pixels import tiles_of
 from mllm_export.runtimes.engines import VISION_ENGINES, VisionEngine
 from mllm_export.runtimes.vision.coreml import to_picture
 from mllm_export.spec import ModelSpec
@@ -32,30 +33,31 @@ class EvaluatedTower:
         """Raises: EngineError for an operation that is not known, or ports that are not ours."""
         self._evaluator: Evaluator | None = Evaluator(program, precision)
         self._spec = spec
-        side = spec.encoders[0].image.size_px
         found = [(port.name, port.shape) for port in program.inputs]
-        if found != [("pixel_values", (1, 3, side, side))] or program.outputs != ("image_embeds",):
+        needed = list(spec.vision.input_shapes.items())
+        if found != needed or program.outputs != ("image_embeds",):
             raise EngineError(
                 f"{program.path}: takes {found} and gives {list(program.outputs)}, "
-                f"the spec needs pixel_values[1, 3, {side}, {side}] and image_embeds; "
-                "is the tower another model's?"
+                f"the spec needs {needed} and image_embeds; is the tower another model's?"
             )
 
     def embed(self, pixels: Floats) -> Floats:
         """Pixels f32[N, 3, S, S] to embeddings f32[N * T, D], tile after tile."""
         if self._evaluator is None:
             raise EngineError("the session is closed; load the bundle again")
-        return np.concatenate([self._run(self._evaluator, tile) for tile in pixels])
+        tiles = tiles_of(pixels, self._spec.vision.input_shapes)
+        return np.concatenate([self._run(self._evaluator, tile) for tile in tiles])
 
     def close(self) -> None:
         """Give the memory back; a second call does nothing."""
         self._evaluator = None
 
-    def _run(self, evaluator: Evaluator, tile: Floats) -> Floats:
-        given = tile[None]
-        if evaluator.program.image_inputs:
-            levels = np.asarray(to_picture(tile, self._spec), np.float32)
-            given = np.ascontiguousarray(levels.transpose(2, 0, 1)[None])
+    def _run(self, evaluator: Evaluator, tile: Mapping[str, Floats]) -> Floats:
+        given = dict(tile)
+        for one in self._spec.vision.image_inputs:
+            if one.name in evaluator.program.image_inputs:
+                levels = np.asarray(to_picture(tile[one.name][0], one.image), np.float32)
+                given[one.name] = np.ascontiguousarray(levels.transpose(2, 0, 1)[None])
         return np.asarray(evaluator.run(given), np.float32)
 
 

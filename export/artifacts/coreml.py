@@ -30,8 +30,7 @@ class CoremlTower:
             **{PROJECTOR + name: source for name, source in weights.part("projector").items()},
         }
         tensors = plan_coreml_tensors(
-            reading.spec.encoders[0],
-            reading.spec.projector,
+            reading.spec.vision,
             sources,
             recipe.tower_scheme,
             options,
@@ -75,8 +74,7 @@ def write_tower_stage(work: Work, artifact: ArtifactPlan, progress: Progress) ->
     assert artifact.deployment, "a Core ML artifact is planned with its system"
     write_tower(
         work.path(artifact),
-        reading.spec.encoders[0],
-        reading.spec.projector,
+        reading.spec.vision,
         part_reader(checkpoint, reading.weights.part("tower")),
         part_reader(checkpoint, reading.weights.part("projector")),
         CoremlOptions(deployment=artifact.deployment, image_input=artifact.image_input),

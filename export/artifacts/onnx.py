@@ -23,8 +23,7 @@ class OnnxTower:
         """One row per stored initializer."""
         del target
         tensors = plan_tower_tensors(
-            reading.spec.encoders[0],
-            reading.spec.projector,
+            reading.spec.vision,
             reading.weights.part("tower"),
             reading.weights.part("projector"),
             recipe.tower_scheme,
@@ -62,8 +61,7 @@ def write_tower_stage(work: Work, path: Path, progress: Progress) -> None:
     weights = work.reading.weights
     write_tower(
         path,
-        work.reading.spec.encoders[0],
-        work.reading.spec.projector,
+        work.reading.spec.vision,
         part_reader(checkpoint, weights.part("tower")),
         part_reader(checkpoint, weights.part("projector")),
         progress,

@@ -12,16 +12,16 @@ from mllm_export.export.coreml_package import name_weights, save_package
 from mllm_export.export.coreml_probe import kept_in_float32, overflowing
 from mllm_export.export.coreml_tools import coremltools, without_bars
 from mllm_export.export.fused_attention import fuse_attention
-from mllm_export.export.parts import ENCODERS, PROJECTORS, Reader
-from mllm_export.export.stored import PROJECTOR, TOWER, to_stored
+from mllm_export.export.parts import Reader
+from mllm_export.export.stored import to_stored
+from mllm_export.export.vision_parts import embed, vision_parts
 from mllm_export.progress import Progress, Step, silent
-from mllm_export.spec import EncoderSpec, ImageSpec, ProjectorSpec
+from mllm_export.spec import ImageInput, ImageSpec, VisionSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.export import ExportedProgram
 
-INPUT = "pixel_values"
 OUTPUT = "image_embeds"
 _STAGE = "tower"
 _LEVELS = 255
@@ -29,8 +29,7 @@ _LEVELS = 255
 
 def write_tower(
     path: Path,
-    encoder: EncoderSpec,
-    projector: ProjectorSpec,
+    vision: VisionSpec,
     read_tower: Reader,
     read_projector: Reader,
     options: CoremlOptions,
@@ -38,21 +37,22 @@ def write_tower(
 ) -> tuple[str, ...]:
     """Write the package, in float16 but for what overflows there; returns those operations.
 
-    Shapes: pixel_values f16[1, 3, S, S], or a picture of S x S -> image_embeds f32[T, D].
+    Shapes: each input f16[1, 3, S, S], or a picture of S x S -> image_embeds f32[T, D].
     Raises: BuildError when coremltools refuses a part, or a weight is not in the result.
     """
     progress(Step(stage=_STAGE, item="tracing the graph", done=0, total=3))
-    weights = {
-        **_stored(TOWER, ENCODERS[encoder.kind].parameters(encoder), read_tower),
-        **_stored(PROJECTOR, PROJECTORS[projector.kind].parameters(projector), read_projector),
-    }
-    program = trace_tower(encoder, projector, weights, options)
+    weights: dict[str, Tensor] = {}
+    for (prefix, parameters), read in zip(
+        vision_parts(vision), (read_tower, read_projector), strict=True
+    ):
+        weights |= _stored(prefix, parameters, read)
+    program = trace_tower(vision, weights, options)
     progress(Step(stage=_STAGE, item="converting to float16", done=1, total=3))
-    _convert(path, program, encoder, options, ())
+    _convert(path, program, vision, options, ())
     progress(Step(stage=_STAGE, item="probing ranges", done=2, total=3))
-    in_float32 = overflowing(path, encoder.image)
+    in_float32 = overflowing(path, vision.image_inputs)
     if in_float32:
-        _convert(path, program, encoder, options, in_float32)
+        _convert(path, program, vision, options, in_float32)
     del program
     kept = kept_in_float32(path)
     name_weights(path, weights, kept)
@@ -60,18 +60,15 @@ def write_tower(
 
 
 def trace_tower(
-    encoder: EncoderSpec,
-    projector: ProjectorSpec,
-    weights: Mapping[str, Tensor],
-    options: CoremlOptions,
+    vision: VisionSpec, weights: Mapping[str, Tensor], options: CoremlOptions
 ) -> ExportedProgram:
     """Tower and projector as torch.export sees them, every shape a number."""
     import torch
 
-    size_px = encoder.image.size_px
-    whole = _whole(encoder, projector, weights, options)
+    whole = _whole(vision, weights, options)
     with torch.no_grad(), without_bars():
-        program = torch.export.export(whole, (torch.zeros(1, 3, size_px, size_px),))
+        given = tuple(torch.zeros(one.shape) for one in vision.image_inputs)
+        program = torch.export.export(whole, given)
         if options.has_attention:
             fuse_attention(program)
         plain: ExportedProgram = program.run_decompositions({})
@@ -87,12 +84,7 @@ def _stored(
     return {prefix + n: torch.tensor(to_stored(n, read(n))) for n in parameters}
 
 
-def _whole(
-    encoder: EncoderSpec,
-    projector: ProjectorSpec,
-    weights: Mapping[str, Tensor],
-    options: CoremlOptions,
-) -> nn.Module:
+def _whole(vision: VisionSpec, weights: Mapping[str, Tensor], options: CoremlOptions) -> nn.Module:
     from torch import nn
 
     # Buffers know no dots in their names.
@@ -104,20 +96,12 @@ def _whole(
             for name, values in weights.items():
                 self.register_buffer(numbered[name], values)
 
-        def forward(self, pixel_values: Tensor) -> Tensor:
-            pixels = _normalised(encoder.image, pixel_values) if options.image_input else None
-            features = ENCODERS[encoder.kind].apply(
-                encoder, self.below(TOWER), pixel_values if pixels is None else pixels
-            )
-            rows = PROJECTORS[projector.kind].apply(projector, self.below(PROJECTOR), features)
-            return rows.reshape(projector.tokens_out, projector.out_width)
-
-        def below(self, prefix: str) -> dict[str, Tensor]:
-            return {
-                name.removeprefix(prefix): getattr(self, buffer)
-                for name, buffer in numbered.items()
-                if name.startswith(prefix)
-            }
+        def forward(self, *given: Tensor) -> Tensor:
+            if options.image_input:
+                pairs = zip(vision.image_inputs, given, strict=True)
+                given = tuple(_normalised(one.image, levels) for one, levels in pairs)
+            named = {name: getattr(self, buffer) for name, buffer in numbered.items()}
+            return embed(vision, named, given)
 
     return Whole().eval()
 
@@ -138,7 +122,7 @@ def _normalised(image: ImageSpec, levels: Tensor) -> Tensor:
 def _convert(
     path: Path,
     program: ExportedProgram,
-    encoder: EncoderSpec,
+    vision: VisionSpec,
     options: CoremlOptions,
     in_float32: tuple[str, ...],
 ) -> None:
@@ -150,7 +134,7 @@ def _convert(
         with without_bars():
             model = ct.convert(
                 program,
-                inputs=[_input(ct, encoder.image.size_px, options)],
+                inputs=[_input(ct, one, options) for one in vision.image_inputs],
                 outputs=[ct.TensorType(name=OUTPUT, dtype=np.float32)],
                 convert_to="mlprogram",
                 minimum_deployment_target=getattr(ct.target, options.deployment),
@@ -161,15 +145,15 @@ def _convert(
             )
     except Exception as failure:
         # coremltools raises what comes to hand: NotImplementedError, TypeError, RuntimeError.
+        kinds = " and ".join(encoder.kind for encoder in vision.encoders)
         raise BuildError(
-            f"{encoder.kind}: coremltools {ct.__version__} cannot convert the tower "
+            f"{kinds}: coremltools {ct.__version__} cannot convert the tower "
             f"({type(failure).__name__}: {' '.join(str(failure).split())[:300]})"
         ) from failure
     save_package(model, path)
 
 
-def _input(ct: Any, size_px: int, options: CoremlOptions) -> Any:
-    shape = (1, 3, size_px, size_px)
+def _input(ct: Any, one: ImageInput, options: CoremlOptions) -> Any:
     if options.image_input:
-        return ct.ImageType(name=INPUT, shape=shape, color_layout=ct.colorlayout.RGB)
-    return ct.TensorType(name=INPUT, shape=shape)
+        return ct.ImageType(name=one.name, shape=one.shape, color_layout=ct.colorlayout.RGB)
+    return ct.TensorType(name=one.name, shape=one.shape)

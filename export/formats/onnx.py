@@ -19,7 +19,7 @@ from mllm_export.export.onnx_stream import OnnxTensor, write_onnx
 from mllm_export.export.parts import Reader
 from mllm_export.export.stored import stored_shape, to_stored
 from mllm_export.progress import Progress, Step, silent
-from mllm_export.spec import EncoderSpec, ProjectorSpec
+from mllm_export.spec import VisionSpec
 from mllm_export.weights import Shape
 
 if TYPE_CHECKING:
@@ -29,31 +29,27 @@ if TYPE_CHECKING:
 OPSET = 18
 """The exporter's own opset; LayerNormalization came with 17. Source: torch.onnx, dynamo=True."""
 
-INPUT = "pixel_values"
-OUTPUT = "image_embeds"
 _STAGE = "tower"
 
 
 def write_tower(
     path: Path,
-    encoder: EncoderSpec,
-    projector: ProjectorSpec,
+    vision: VisionSpec,
     read_tower: Reader,
     read_projector: Reader,
     progress: Progress = silent,
 ) -> None:
     """Write, check and run once the float32 graph.
 
-    Shapes: pixel_values f32[1, 3, S, S] -> image_embeds f32[T, D].
+    Shapes: pixels f32[1, 3, S, S] of each input -> image_embeds f32[T, D].
     Raises: BuildError when the checker or ONNX Runtime refuses the file.
     """
-    graph = tower_graph(encoder, projector)
-    write_graph(path, graph, (read_tower, read_projector), progress)
+    write_graph(path, tower_graph(vision), (read_tower, read_projector), progress)
 
 
-def tower_skeleton(encoder: EncoderSpec, projector: ProjectorSpec) -> ModelProto:
+def tower_skeleton(vision: VisionSpec) -> ModelProto:
     """The checked graph without its weights; see `graph_skeleton`."""
-    return graph_skeleton(tower_graph(encoder, projector))
+    return graph_skeleton(tower_graph(vision))
 
 
 def write_graph(
@@ -85,7 +81,7 @@ def graph_skeleton(graph: Graph) -> ModelProto:
     model = _trace(graph, shapes)
     _strip(model, graph.name)
     _fold_constants_into_nodes(model.graph)
-    del model.graph.input[1:]  # the weights, which become initializers
+    del model.graph.input[len(graph.inputs) :]  # the weights, which become initializers
     check_graph(model, {name: (TensorProto.FLOAT, shape) for name, shape in shapes.items()})
     return model
 
@@ -118,11 +114,11 @@ def _trace(graph: Graph, shapes: Mapping[str, Shape]) -> ModelProto:
     program = torch.onnx.export(
         _whole(graph),
         # Never read nor written, so no memory stands behind them.
-        (torch.empty(graph.input_shape, dtype=dtype),),
+        (tuple(torch.empty(shape, dtype=dtype) for shape in graph.inputs.values()),),
         kwargs={"weights": {n: torch.empty(s) for n, s in shapes.items()}},
         dynamo=True,
         opset_version=OPSET,
-        input_names=[graph.input, *shapes],
+        input_names=[*graph.inputs, *shapes],
         output_names=[graph.output],
         verbose=False,
     )
@@ -135,7 +131,7 @@ def _whole(graph: Graph) -> nn.Module:
     from torch import nn
 
     class Whole(nn.Module):
-        def forward(self, given: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        def forward(self, given: tuple[Tensor, ...], weights: Mapping[str, Tensor]) -> Tensor:
             return graph.apply(weights, given)
 
     return Whole().eval()

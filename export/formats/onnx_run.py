@@ -20,7 +20,7 @@ _REFUSED = 3
 
 
 def run_once(path: Path, shape: Shape) -> None:
-    """Load the file in ONNX Runtime and run it on a grey ramp.
+    """Load the file in ONNX Runtime and run it on a grey ramp at every input.
 
     Raises: BuildError when it does not load, or gives another shape or anything but numbers.
     """
@@ -63,11 +63,12 @@ def _run(path: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    (given,) = session.get_inputs()
-    ramp = np.linspace(-1, 1, int(np.prod(given.shape)), dtype=np.float32).reshape(given.shape)
-    # Ids are small whole numbers: 0 and 1 are in every table.
-    values = ramp if given.type == "tensor(float)" else (ramp > 0).astype(np.int64)
-    (embeddings,) = session.run(None, {given.name: values})
+    feed = {}
+    for given in session.get_inputs():
+        ramp = np.linspace(-1, 1, int(np.prod(given.shape)), dtype=np.float32).reshape(given.shape)
+        # Ids are small whole numbers: 0 and 1 are in every table.
+        feed[given.name] = ramp if given.type == "tensor(float)" else (ramp > 0).astype(np.int64)
+    (embeddings,) = session.run(None, feed)
     return np.asarray(embeddings)
 
 

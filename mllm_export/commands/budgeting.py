@@ -49,7 +49,7 @@ def fixed_bytes(plan: Plan) -> int:
 
     products = {
         tensor.name + ending
-        for tensor in tower_tensors(plan.spec.encoders[0], plan.spec.projector)
+        for tensor in tower_tensors(plan.spec.vision)
         if tensor.is_product
         for ending in ("", *ENDINGS)
     }

@@ -68,6 +68,11 @@ def _inspection(reading: Reading, dropped: tuple[Dropped, ...]) -> Inspection:
     parameters = dict.fromkeys(("tower", "projector", "decoder"), 0)
     for take in reading.weights.takes:
         parameters[take.part] += prod(take.shape)
+    for encoder in reading.spec.encoders:
+        if encoder.name:
+            inside = (t for t in reading.weights.takes if t.part == "tower")
+            own = (prod(t.shape) for t in inside if t.parameter.startswith(f"{encoder.name}."))
+            parameters[f"tower.{encoder.name}"] = sum(own)
     reasons: dict[str, list[str]] = {}
     for row in dropped:
         reasons.setdefault(row.why, []).append(row.source)
@@ -85,18 +90,23 @@ def _parts(found: Inspection) -> Table:
     from rich.table import Table
 
     spec = found.model
-    encoder, decoder = spec.encoders[0], spec.decoder
+    decoder = spec.decoder
     table = Table(title=f"{spec.name} ({spec.family})")
     for header in ("part", "kind", "parameters", "sizes"):
         table.add_column(header, justify="right" if header == "parameters" else "left")
-    table.add_row(
-        "vision tower",
-        encoder.kind,
-        f"{found.parameters['tower']:,}",
-        f"{encoder.image.size_px} px ({encoder.image.fit}), patch {encoder.patch_px}, "
-        f"{encoder.run_layers} of {encoder.layers} layers, width {encoder.width}, "
-        f"{encoder.tokens_out} tokens",
-    )
+    for encoder in spec.encoders:
+        part = f"tower.{encoder.name}" if encoder.name else "tower"
+        table.add_row(
+            f"vision tower {encoder.name}".rstrip(),
+            encoder.kind,
+            f"{found.parameters[part]:,}",
+            f"{encoder.image.size_px} px ({encoder.image.fit}), patch {encoder.patch_px}, "
+            f"{encoder.run_layers} of {encoder.layers} layers, width {encoder.width}, "
+            f"{encoder.tokens_out} tokens",
+        )
+    if spec.fusion is not None:
+        sizes = f"width {spec.fusion.out_width}, {spec.fusion.tokens_out} tokens"
+        table.add_row("fusion", spec.fusion.kind, "0", sizes)
     table.add_row(
         "projector",
         spec.projector.kind,

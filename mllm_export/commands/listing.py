@@ -18,6 +18,7 @@ class Kind(str, Enum):
 
     families = "families"
     encoders = "encoders"
+    fusions = "fusions"
     projectors = "projectors"
     decoders = "decoders"
     targets = "targets"
@@ -70,10 +71,11 @@ def _entries(kind: Kind) -> list[tuple[str, str]]:
         from mllm_export.export.family import FAMILIES
 
         return [(name, FAMILIES[name].title) for name in FAMILIES.names()]
-    from mllm_export.export.parts import DECODERS, ENCODERS, PROJECTORS
+    from mllm_export.export.parts import DECODERS, ENCODERS, FUSIONS, PROJECTORS
 
     catalogs: dict[Kind, Catalog[Any]] = {
         Kind.encoders: ENCODERS,
+        Kind.fusions: FUSIONS,
         Kind.projectors: PROJECTORS,
         Kind.decoders: DECODERS,
     }

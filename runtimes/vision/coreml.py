@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mllm_export.errors import EngineError
+from mllm_export.pixels import tiles_of
 from mllm_export.runtimes.engines import Floats
-from mllm_export.spec import ModelSpec
+from mllm_export.spec import ImageSpec, ModelSpec
 
-INPUT = "pixel_values"
 OUTPUT = "image_embeds"
 
 UNITS_VARIABLE = "MLLM_COREML_UNITS"
@@ -40,12 +41,8 @@ class CoremlTower:
         """
         if self._model is None:
             raise EngineError("the session is closed; load the bundle again")
-        side = self._spec.encoders[0].image.size_px
-        if pixels.ndim != 4 or pixels.shape[1:] != (3, side, side) or not len(pixels):
-            raise EngineError(
-                f"pixels are {list(pixels.shape)}, needed: float32[N, 3, {side}, {side}]"
-            )
-        embeddings = np.concatenate([self._run(tile) for tile in pixels])
+        tiles = tiles_of(pixels, self._spec.vision.input_shapes)
+        embeddings = np.concatenate([self._run(tile) for tile in tiles])
         if not np.isfinite(embeddings).all():
             raise EngineError(
                 f"{self._path}: the tower gave NaN or Inf for this image; "
@@ -57,9 +54,12 @@ class CoremlTower:
         """Give the memory back; a second call does nothing."""
         self._model = None
 
-    def _run(self, tile: Floats) -> Floats:
-        given = to_picture(tile, self._spec) if self._takes_image else tile[None]
-        made = np.asarray(self._model.predict({INPUT: given})[OUTPUT], np.float32)
+    def _run(self, tile: Mapping[str, Floats]) -> Floats:
+        given: Mapping[str, Any] = tile
+        if self._takes_image:
+            inputs = self._spec.vision.image_inputs
+            given = {one.name: to_picture(tile[one.name][0], one.image) for one in inputs}
+        made = np.asarray(self._model.predict(dict(given))[OUTPUT], np.float32)
         shape = (self._spec.image_tokens, self._spec.decoder.width)
         if made.shape != shape:
             raise EngineError(
@@ -94,14 +94,13 @@ def compute_units() -> str:
     return asked
 
 
-def to_picture(tile: Floats, spec: ModelSpec) -> Any:
+def to_picture(tile: Floats, image: ImageSpec) -> Any:
     """Normalised pixels f32[3, S, S] as the picture they were made of; exact, since it had 8 bits.
 
     Returns a PIL image, as coremltools takes pictures.
     """
     from PIL import Image
 
-    image = spec.encoders[0].image
     mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (image.mean, image.std))
     levels = ((tile * std + mean) * 255).round().clip(0, 255).astype(np.uint8)
     return Image.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0)))

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
 from mllm_export.errors import EngineError
+from mllm_export.pixels import tiles_of
 from mllm_export.runtimes.engines import Floats
 from mllm_export.spec import ModelSpec
 
-INPUT = "pixel_values"
 OUTPUT = "image_embeds"
 
 _ERRORS_ONLY = 3
 
 
 class OnnxTower:
-    """One graph: pixels f32[1, 3, S, S] to embeddings f32[T, D]."""
+    """One graph: pixels f32[1, 3, S, S] at every input to embeddings f32[T, D]."""
 
     def __init__(self, path: Path, spec: ModelSpec, threads: int) -> None:
         """Open the graph and hold its inputs and outputs against the spec."""
         self._path = path
-        size_px = spec.encoders[0].image.size_px
-        self._tile_shape = (3, size_px, size_px)
+        self._inputs = spec.vision.input_shapes
         self._session: onnxruntime.InferenceSession | None = _open(path, threads)
-        _check_port(path, "input", self._session.get_inputs(), INPUT, (1, *self._tile_shape))
+        _check_ports(path, "input", self._session.get_inputs(), self._inputs)
         shape = (spec.image_tokens, spec.decoder.width)
-        _check_port(path, "output", self._session.get_outputs(), OUTPUT, shape)
+        _check_ports(path, "output", self._session.get_outputs(), {OUTPUT: shape})
 
     def embed(self, pixels: Floats) -> Floats:
         """Pixels f32[N, 3, S, S] to embeddings f32[N * T, D], tile after tile.
@@ -37,14 +37,8 @@ class OnnxTower:
         """
         if self._session is None:
             raise EngineError("the session is closed; load the bundle again")
-        shape_fits = pixels.ndim == 4 and pixels.shape[1:] == self._tile_shape and len(pixels)
-        if not shape_fits or pixels.dtype != np.float32:
-            raise EngineError(
-                f"pixels are {pixels.dtype}{list(pixels.shape)}, "
-                f"needed: float32[N, {', '.join(str(side) for side in self._tile_shape)}]"
-            )
-        tiles = [self._run(self._session, tile) for tile in pixels]
-        embeddings = np.concatenate(tiles)
+        tiles = tiles_of(pixels, self._inputs)
+        embeddings = np.concatenate([self._run(self._session, tile) for tile in tiles])
         if not np.isfinite(embeddings).all():
             raise EngineError(
                 f"{self._path}: the tower gave NaN or Inf for this image; "
@@ -52,8 +46,8 @@ class OnnxTower:
             )
         return embeddings
 
-    def _run(self, session: onnxruntime.InferenceSession, tile: Floats) -> Floats:
-        (embeddings,) = session.run([OUTPUT], {INPUT: np.ascontiguousarray(tile[None])})
+    def _run(self, session: onnxruntime.InferenceSession, tile: Mapping[str, Floats]) -> Floats:
+        (embeddings,) = session.run([OUTPUT], dict(tile))
         return np.asarray(embeddings, np.float32)
 
     def close(self) -> None:
@@ -89,17 +83,16 @@ def _open(path: Path, threads: int) -> onnxruntime.InferenceSession:
         ) from failure
 
 
-def _check_port(
+def _check_ports(
     path: Path,
     side: str,
     ports: list[onnxruntime.NodeArg],
-    name: str,
-    shape: tuple[int, ...],
+    wanted: Mapping[str, tuple[int, ...]],
 ) -> None:
     found = [f"{port.name} {port.type}{port.shape}" for port in ports]
-    needed = f"{name} tensor(float){list(shape)}"
-    if found != [needed]:
+    needed = [f"{name} tensor(float){list(shape)}" for name, shape in wanted.items()]
+    if found != needed:
         raise EngineError(
             f"{path}: the tower's {side} is {', '.join(found) or 'nothing'}, "
-            f"the spec needs {needed}; is the tower another model's?"
+            f"the spec needs {', '.join(needed)}; is the tower another model's?"
         )

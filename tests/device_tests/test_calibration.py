@@ -11,7 +11,8 @@ from PIL import Image
 from mllm_export.device_tests.calibration import PICTURES, calibration_pixels
 from mllm_export.device_tests.samples import read_calibration
 from mllm_export.errors import CheckError
-from mllm_export.export.parts import ENCODERS
+from mllm_export.export.parts import ENCODERS, PROJECTORS
+from mllm_export.spec import VisionSpec
 
 
 @pytest.fixture
@@ -33,8 +34,11 @@ def test_the_built_in_set_is_taken_without_a_path():
 
 
 def test_pictures_go_through_the_devices_preprocessing(folder):
+    encoder = ENCODERS["clip_vit"].tiny()
+    projector = PROJECTORS["linear"].spec(encoder.width, 8, encoder.tokens_out)
+
     class Spec:
-        encoders = (ENCODERS["clip_vit"].tiny(),)
+        vision = VisionSpec(encoders=(encoder,), projector=projector)
 
     pixels = calibration_pixels(Spec(), folder, lambda _step: None)
     assert (pixels.shape, pixels.dtype) == ((1, 3, 96, 96), np.float32)

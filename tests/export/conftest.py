@@ -17,7 +17,7 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from mllm_export.export.parts import ENCODERS, PROJECTORS
-from mllm_export.spec import EncoderSpec, ProjectorSpec
+from mllm_export.spec import EncoderSpec, ProjectorSpec, VisionSpec
 
 torch.set_num_threads(2)
 # The exporter traces thousands of records that pytest would keep for every test.
@@ -112,6 +112,10 @@ class Vision:
     projector: ProjectorSpec
     tower: CLIPVisionModel
     head: nn.Module
+
+    @property
+    def spec(self) -> VisionSpec:
+        return VisionSpec(encoders=(self.encoder,), projector=self.projector)
 
     @torch.no_grad()
     def features(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -44,7 +44,7 @@ def floats(vision, tmp_path_factory):
         original = vision(kind)
         path = folder / f"{kind}.onnx"
         readers = (original.read_tower, original.read_projector)
-        write_tower(path, original.encoder, original.projector, *readers)
+        write_tower(path, original.spec, *readers)
         made[kind] = (original, path)
     return made
 
@@ -97,7 +97,7 @@ def test_stored_initializers_are_the_planned_ones(floats, quantized, kind):
     original, _ = floats[kind]
     names = {n: n for n in ENCODERS["clip_vit"].parameters(original.encoder)}
     heads = {n: n for n in PROJECTORS[kind].parameters(original.projector)}
-    plan = plan_tower_tensors(original.encoder, original.projector, names, heads, "w8a8")
+    plan = plan_tower_tensors(original.spec, names, heads, "w8a8")
     stored = {i.name: i for i in onnx.load(quantized[kind, "avx2"]).graph.initializer}
     assert {row.name for row in plan} == set(stored)
     for row in plan:
@@ -113,7 +113,7 @@ def test_the_patch_convolution_stays_float_and_says_why(floats):
     original, _ = floats["ldpv2"]
     names = {n: n for n in ENCODERS["clip_vit"].parameters(original.encoder)}
     heads = {n: n for n in PROJECTORS["ldpv2"].parameters(original.projector)}
-    plan = plan_tower_tensors(original.encoder, original.projector, names, heads, "w8a8")
+    plan = plan_tower_tensors(original.spec, names, heads, "w8a8")
     row = next(r for r in plan if r.name.endswith("patch_embedding.weight"))
     assert (row.scheme, "convolution" in row.note) == ("f32", True)
 
@@ -174,7 +174,7 @@ def test_the_graph_is_cut_where_one_value_is_alive(floats):
     source = open_onnx(path)
     pieces = tower_pieces.split(source, 1)
     assert len(pieces) > 4
-    assert [p.input for p in pieces] == ["pixel_values", *(p.output for p in pieces[:-1])]
+    assert [p.inputs for p in pieces] == [("pixel_values",), *((p.output,) for p in pieces[:-1])]
     assert pieces[-1].output == "image_embeds"
     nodes = [n.name for p in pieces for n in p.nodes if n.op_type != "Constant"]
     assert nodes == [n.name for n in source.skeleton.graph.node if n.op_type != "Constant"]

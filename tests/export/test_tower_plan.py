@@ -11,18 +11,21 @@ import pytest
 from mllm_export.export.parts import ENCODERS, PROJECTORS
 from mllm_export.export.stored import is_linear, stored_shape, to_published, to_stored
 from mllm_export.export.tower_plan import plan_tower_tensors
+from mllm_export.spec import VisionSpec
 
 SCRIPT = """
 import sys
 from dataclasses import replace
 from mllm_export.export.parts import ENCODERS, PROJECTORS
 from mllm_export.export.tower_plan import plan_tower_tensors
+from mllm_export.spec import VisionSpec
 encoder = ENCODERS["clip_vit"].tiny()
 for kind in PROJECTORS.names():
     spec = PROJECTORS[kind].spec(encoder.width, 96, encoder.tokens_out)
     tower = dict.fromkeys(ENCODERS["clip_vit"].parameters(encoder), "x")
     heads = dict.fromkeys(PROJECTORS[kind].parameters(spec), "x")
-    assert plan_tower_tensors(encoder, spec, tower, heads, "w8a8")
+    vision = VisionSpec(encoders=(encoder,), projector=spec)
+    assert plan_tower_tensors(vision, tower, heads, "w8a8")
 loaded = {"torch", "onnx", "onnxruntime", "optimum", "transformers"} & set(sys.modules)
 raise SystemExit(f"loaded {sorted(loaded)}" if loaded else 0)
 """
@@ -64,10 +67,9 @@ def test_the_published_1_7b_tower_has_the_known_sizes():
     projector = PROJECTORS["ldpv2"].spec(1024, 2048, 576)
     tower = {n: n for n in ENCODERS["clip_vit"].parameters(encoder)}
     heads = {n: n for n in PROJECTORS["ldpv2"].parameters(projector)}
+    vision = VisionSpec(encoders=(encoder,), projector=projector)
     sizes = {
-        scheme: sum(
-            row.size_bytes for row in plan_tower_tensors(encoder, projector, tower, heads, scheme)
-        )
+        scheme: sum(row.size_bytes for row in plan_tower_tensors(vision, tower, heads, scheme))
         for scheme in ("f32", "w8a8")
     }
     assert sizes["f32"] == 4 * (290_909_184 + 6_316_032)

@@ -48,7 +48,7 @@ def original(vision):
 def float_path(original, tmp_path_factory):
     path = tmp_path_factory.mktemp("tower") / "tower.onnx"
     readers = (original.read_tower, original.read_projector)
-    write_tower(path, original.encoder, original.projector, *readers)
+    write_tower(path, original.spec, *readers)
     return path
 
 
@@ -62,9 +62,7 @@ def pixels(original, tmp_path_factory):
 def planned(original, scheme, *rules):
     names = {n: n for n in ENCODERS["clip_vit"].parameters(original.encoder)}
     heads = {n: n for n in PROJECTORS["ldpv2"].parameters(original.projector)}
-    return plan_tower_tensors(
-        original.encoder, original.projector, names, heads, scheme, rules, "mine"
-    )
+    return plan_tower_tensors(original.spec, names, heads, scheme, rules, "mine")
 
 
 def run(path, pixels):
@@ -178,7 +176,7 @@ def test_ranges_of_all_methods_hold_most_of_what_is_there(float_path, pixels, ra
     (piece,) = split(source, 1 << 40)
     model = piece_model(source, piece)
     values = ["layer_norm_1", "layer_norm_2"]
-    pictures = [one[None] for one in np.load(pixels)]
+    pictures = [{"pixel_values": one[None]} for one in np.load(pixels)]
     seen = observe(model, values, pictures, ranges)
     extremes = observe(model, values, pictures, "minmax")
     for name in values:
@@ -196,7 +194,7 @@ def test_smoothing_changes_no_bit_of_the_float_graph(float_path, pixels):
     before, after = piece_model(source, piece), piece_model(source, piece)
     names = [n.input[1] for n in after.graph.node if n.op_type == "MatMul"]
     wanted = [n for n in names if n in source.tensors]
-    pictures = [np.load(pixels)[:1]]
+    pictures = [{"pixel_values": np.load(pixels)[:1]}]
     values = [n.input[0] for n in after.graph.node if n.op_type == "MatMul"]
     seen = observe(before, values, pictures, "minmax")
     notes = smooth(after, wanted, seen.peaks)
@@ -227,7 +225,7 @@ def test_smoothing_tames_outlying_channels(original, cosine, tmp_path, pixels):
         return values
 
     path = tmp_path / "float.onnx"
-    write_tower(path, original.encoder, original.projector, read, original.read_projector)
+    write_tower(path, original.spec, read, original.read_projector)
     schemes = planned_schemes(planned(original, "w8a8-static"))
     picture = original.pixels(0).numpy()
     expected = run(path, picture)
@@ -255,7 +253,7 @@ def test_a_value_past_float16_is_refused_by_name(original, tmp_path):
         return values
 
     path = tmp_path / "float.onnx"
-    write_tower(path, original.encoder, original.projector, original.read_tower, read)
+    write_tower(path, original.spec, original.read_tower, read)
     job = TowerJob(schemes={"projector.mlp.mlp.0.bias": "f16"}, preset="")
     with pytest.raises(BuildError, match=r"'projector\.mlp\.mlp\.0\.bias' holds 70000"):
         quantize_tower(path, tmp_path / "x.onnx", job)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mllm_export.errors import BundleError, EngineError
+from mllm_export.errors import BundleError, EngineError, SpecError
 from mllm_export.runtimes import load
 from mllm_export.runtimes.opening import usable_cores
 
@@ -83,13 +83,13 @@ def test_load_refuses_a_manifest_it_cannot_run(
     assert "\n" not in str(caught.value)
 
 
-def test_load_refuses_two_encoders(bundle_copy: Path) -> None:
+def test_load_refuses_two_encoders_that_nothing_joins(bundle_copy: Path) -> None:
     def double(data: dict[str, Any]) -> None:
         data["model"]["encoders"] *= 2
         data["model"]["projector"]["in_width"] *= 2
 
     edit(bundle_copy, double)
-    with pytest.raises(BundleError, match="2 vision encoders, this runtime runs one"):
+    with pytest.raises(SpecError, match="2 encoders, fusion None: several need one"):
         load(bundle_copy)
 
 

@@ -71,8 +71,7 @@ def rewrite(bundle, original, *, encoder=None, read=None, image_input=False) -> 
     tower = part_reader(original, reading.weights.part("tower"))
     write_tower(
         bundle.path("tower"),
-        encoder or reading.spec.encoders[0],
-        reading.spec.projector,
+        replace(reading.spec, encoders=(encoder or reading.spec.encoders[0],)).vision,
         read(tower) if read else tower,
         part_reader(original, reading.weights.part("projector")),
         CoremlOptions(deployment="macOS15", image_input=image_input),

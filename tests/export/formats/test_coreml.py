@@ -21,6 +21,7 @@ from mllm_export.export.part_module import encoder_module, projector_module
 from mllm_export.export.parts import ENCODERS, PROJECTORS
 from mllm_export.quantize.tower_recipe import TowerRule
 from mllm_export.quantize.tower_scheme import tower_scheme
+from mllm_export.spec import VisionSpec
 
 WIDTH = 96
 PAIRS = [(encoder, "ldpv2") for encoder in ENCODERS.names()] + [
@@ -46,8 +47,11 @@ class Tower:
         self.path = folder / f"{encoder}-{projector}-{deployment}.mlpackage"
 
     def write(self):
-        parts = (self.encoder, self.projector, self.read_tower, self.read_projector)
-        return write_tower(self.path, *parts, self.options)
+        return write_tower(self.path, self.spec, self.read_tower, self.read_projector, self.options)
+
+    @property
+    def spec(self):
+        return VisionSpec(encoders=(self.encoder,), projector=self.projector)
 
     def pixels(self, seed=3):
         side = self.encoder.image.size_px
@@ -79,7 +83,7 @@ def relative(made, expected):
 
 
 def evaluate(path, pixels, precision="float32"):
-    return Evaluator(read_program(path), precision).run(pixels)
+    return Evaluator(read_program(path), precision).run({"pixel_values": pixels})
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +114,7 @@ def test_the_saved_program_computes_what_the_tower_does(written, encoder, projec
 def test_every_published_tensor_is_found_in_the_program(written, encoder, projector):
     tower = written(encoder, projector)
     contents = read_contents(tower.path)
-    published = plan_coreml_tensors(tower.encoder, tower.projector, AnyName(), "f32", tower.options)
+    published = plan_coreml_tensors(tower.spec, AnyName(), "f32", tower.options)
     assert [h.name for h in contents.tensors] == [row.name for row in published]
     assert [h.shape for h in contents.tensors] == [row.shape for row in published]
     assert all(h.constant for h in contents.tensors)
@@ -124,8 +128,7 @@ def test_clip_equals_transformers(vision, tmp_path):
     path = tmp_path / "tower.mlpackage"
     write_tower(
         path,
-        original.encoder,
-        original.projector,
+        original.spec,
         lambda name: states[name].numpy(),
         lambda name: head[name].numpy(),
         CoremlOptions(deployment="iOS18"),
@@ -171,7 +174,7 @@ def test_a_picture_goes_in_with_the_normalisation_inside(tmp_path):
     pixels = ((levels / 255 - mean) / std).astype(np.float32)
     program = read_program(tower.path)
     assert program.image_inputs == ("pixel_values",)
-    made = Evaluator(program, "float32").run(levels.astype(np.float32))
+    made = Evaluator(program, "float32").run({"pixel_values": levels.astype(np.float32)})
     assert relative(made, tower.expected(pixels)) < 2e-3
 
 
@@ -200,7 +203,7 @@ def test_compressed_weights_keep_within_half_a_step(written, tmp_path, projector
     source = written(projector=projector)
     path = tmp_path / "compressed.mlpackage"
     shutil.copytree(source.path, path)
-    rows = plan_coreml_tensors(source.encoder, source.projector, AnyName(), scheme, source.options)
+    rows = plan_coreml_tensors(source.spec, AnyName(), scheme, source.options)
     compress(path, {row.name: row.scheme for row in rows})
     before, after = (Evaluator(read_program(p), "float32") for p in (source.path, path))
     made = {o.name.rsplit("_", 1)[0] for o in after.program.operations if "constexpr" in o.type}
@@ -222,7 +225,7 @@ def test_compressed_weights_keep_within_half_a_step(written, tmp_path, projector
 
 def test_what_a_scheme_cannot_hold_has_a_reason(written):
     tower = written(projector="ldp")
-    parts = (tower.encoder, tower.projector, AnyName())
+    parts = (tower.spec, AnyName())
     for scheme in COREML_SCHEMES.names():
         rows = plan_coreml_tensors(*parts, scheme, tower.options)
         assert {row.scheme for row in rows} == {scheme, "f16"}
@@ -244,7 +247,7 @@ def test_a_scheme_that_the_system_lacks_is_refused_before_the_build():
     head = PROJECTORS["linear"].spec(tower.width, WIDTH, tower.tokens_out)
     old = CoremlOptions(deployment="macOS14")
     with pytest.raises(PlanError, match=r"'w4g32' needs iOS 18 or macOS 15, .* macOS14"):
-        plan_coreml_tensors(tower, head, AnyName(), "w4g32", old)
+        plan_coreml_tensors(VisionSpec(encoders=(tower,), projector=head), AnyName(), "w4g32", old)
     with pytest.raises(PlanError, match="'Q4_0' has no like in Core ML"):
         coreml_word("Q4_0")
     with pytest.raises(RecipeError, match="'w8' is for Core ML towers alone"):
@@ -253,7 +256,7 @@ def test_a_scheme_that_the_system_lacks_is_refused_before_the_build():
 
 def test_rules_give_tensors_their_schemes(written):
     tower = written()
-    parts = (tower.encoder, tower.projector, AnyName(), "pal6", tower.options)
+    parts = (tower.spec, AnyName(), "pal6", tower.options)
     rule = TowerRule(tensors="projector.*", scheme="w8a8")
     found = {row.name: row for row in plan_coreml_tensors(*parts, (rule,), "mine")}
     assert found["projector.mlp.mlp.0.weight"].scheme == "w8"
@@ -267,7 +270,8 @@ def test_rules_give_tensors_their_schemes(written):
 def test_a_size_that_does_not_fit_is_refused(written):
     tower = written()
     with pytest.raises(
-        EngineError, match=r"'pixel_values' is \[1, 3, 96, 96\], got \[1, 3, 8, 8\]"
+        EngineError,
+        match=r"needs 'pixel_values' \[1, 3, 96, 96\], got 'pixel_values' \[1, 3, 8, 8\]",
     ):
         evaluate(tower.path, np.zeros((1, 3, 8, 8), np.float32))
 

@@ -20,6 +20,7 @@ from mllm_export.export.onnx_stream import open_onnx
 from mllm_export.export.parts import ENCODERS, PROJECTORS
 from mllm_export.export.stored import to_published
 from mllm_export.export.tower_plan import plan_tower_tensors
+from mllm_export.spec import VisionSpec
 
 CASES = {
     "ldpv2": ("ldpv2", {}),
@@ -37,8 +38,7 @@ def write(path, original):
     STEPS.clear()
     write_tower(
         path,
-        original.encoder,
-        original.projector,
+        original.spec,
         original.read_tower,
         original.read_projector,
         STEPS.append,
@@ -82,7 +82,7 @@ def test_stored_initializers_are_the_planned_ones(written, case):
     tower = {n: f"t.{n}" for n in ENCODERS["clip_vit"].parameters(original.encoder)}
     kind = PROJECTORS[original.projector.kind]
     projector = {n: f"p.{n}" for n in kind.parameters(original.projector)}
-    plan = plan_tower_tensors(original.encoder, original.projector, tower, projector, "f32")
+    plan = plan_tower_tensors(original.spec, tower, projector, "f32")
     stored = {i.name: i for i in onnx.load(path).graph.initializer}
     assert [row.name for row in plan] == list(stored)
     for row in plan:
@@ -149,16 +149,16 @@ def test_no_path_of_this_machine_and_no_side_note_is_in_the_file(written):
 def test_another_process_writes_the_same_bytes(written, tmp_path):
     """Traced names must not depend on hash seeds or on what was traced before."""
     original, path = written["ldpv2"]
-    assert tower_skeleton(original.encoder, original.projector) == tower_skeleton(
-        original.encoder, original.projector
-    )
+    assert tower_skeleton(original.spec) == tower_skeleton(original.spec)
     script = (
         "import sys; from pathlib import Path\n"
         "from mllm_export.export.formats.onnx import tower_skeleton\n"
         "from mllm_export.export.parts import ENCODERS, PROJECTORS\n"
         "e = ENCODERS['clip_vit'].tiny()\n"
         "p = PROJECTORS['ldpv2'].spec(e.width, 96, e.tokens_out)\n"
-        "data = tower_skeleton(e, p).SerializeToString(deterministic=True)\n"
+        "from mllm_export.spec import VisionSpec\n"
+        "v = VisionSpec(encoders=(e,), projector=p)\n"
+        "data = tower_skeleton(v).SerializeToString(deterministic=True)\n"
         "Path(sys.argv[1]).write_bytes(data)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "other")]
@@ -185,9 +185,7 @@ def test_weights_that_are_no_numbers_are_refused(vision, tmp_path):
         return original.read_projector(name) * np.float32(np.nan)
 
     with pytest.raises(BuildError, match=r"needed: finite .*NaN or infinity"):
-        write_tower(
-            tmp_path / "t.onnx", original.encoder, original.projector, original.read_tower, read
-        )
+        write_tower(tmp_path / "t.onnx", original.spec, original.read_tower, read)
 
 
 def test_another_output_shape_is_refused(written):
@@ -242,7 +240,8 @@ def test_a_graph_of_another_spec_would_be_seen(vision, error, tmp_path, fault):
     encoder = replace(original.encoder, **changes)
     projector = PROJECTORS["linear"].spec(encoder.width, 96, encoder.tokens_out)
     path = tmp_path / "t.onnx"
-    write_tower(path, encoder, projector, original.read_tower, original.read_projector)
+    vision = VisionSpec(encoders=(encoder,), projector=projector)
+    write_tower(path, vision, original.read_tower, original.read_projector)
     pixels = original.pixels()
     ours, theirs = run(path, pixels), original.embeddings(pixels)
     assert error(ours, theirs) > 2e-4

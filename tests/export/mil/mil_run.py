@@ -14,7 +14,13 @@ from mllm_export.export.mil_program import MODEL_FILE, read_program
 def run_saved(folder: Path, build, x: np.ndarray, precision="float32", opset="iOS18"):
     """`build(mb, x)` gives the operation's result; returns what the saved file evaluates to."""
     evaluator = saved(folder, build, x.shape, precision, opset)
-    return evaluator.run(x.astype(np.float32))
+    return run_on(evaluator, x)
+
+
+def run_on(evaluator: Evaluator, x: np.ndarray, watch=None):
+    """The program's result for its one input."""
+    (port,) = evaluator.program.inputs
+    return evaluator.run({port.name: x.astype(np.float32)}, watch)
 
 
 def saved(folder: Path, build, shape, precision="float32", opset="iOS18"):

@@ -12,7 +12,7 @@ from torch.nn import functional
 from mllm_export.export.mil_call import Call
 from mllm_export.export.mil_evaluator import operators
 from mllm_export.export.mil_program import Operation, Result
-from tests.export.mil.mil_run import run_saved, saved
+from tests.export.mil.mil_run import run_on, run_saved, saved
 
 
 def values(*shape, seed=0, low=None):
@@ -322,12 +322,12 @@ def test_float16_rounds_every_result(tmp_path, shape):
     x = values(*shape)
     evaluator = saved(tmp_path, lambda mb, x: mb.mul(x=mb.add(x=x, y=7.0), y=3.0), shape, "float16")
     expected = ((x.half() + 7.0).half() * 3.0).half().float()
-    np.testing.assert_array_equal(evaluator.run(x.numpy()), expected.numpy())
+    np.testing.assert_array_equal(run_on(evaluator, x.numpy()), expected.numpy())
 
 
 def test_a_value_over_float16_is_infinite_there_and_finite_in_float32(tmp_path):
     x = np.full((1, 2), 300.0, np.float32)
-    made = saved(tmp_path, lambda mb, x: mb.square(x=x), (1, 2), "float16").run(x)
+    made = run_on(saved(tmp_path, lambda mb, x: mb.square(x=x), (1, 2), "float16"), x)
     assert np.isinf(made).all()
     assert run_saved(tmp_path, lambda mb, x: mb.square(x=x), x).max() == pytest.approx(90_000)
 
@@ -343,7 +343,7 @@ def test_the_peak_inside_an_operation_is_told(tmp_path):
     seen = {}
     evaluator = saved(tmp_path, norm, (5, 6))
     x = values(5, 6).numpy() * 1000
-    evaluator.run(x, lambda operation, peak: seen.__setitem__(operation.type, peak))
+    run_on(evaluator, x, lambda operation, peak: seen.__setitem__(operation.type, peak))
     assert seen["layer_norm"] == pytest.approx(float(x.var(axis=1).max()), rel=1e-4)
     assert seen["layer_norm"] > 1e5
 

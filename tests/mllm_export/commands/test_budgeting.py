@@ -27,7 +27,7 @@ def options(job):
     spec = job.plan.spec
     found = []
     for group in ("tower", "projector"):
-        tensors = tower_tensors(spec.encoders[0], spec.projector)
+        tensors = tower_tensors(spec.vision)
         shapes = [t.shape for t in tensors if t.is_product and t.name.startswith(f"{group}.")]
         for scheme in ("f32", "w8a8-static", "w4g32"):
             parts = [part for shape in shapes for part in tower_scheme(scheme).parts(shape)]

@@ -1,0 +1,1 @@
+"""How features of several encoders become one, a file each."""
