@@ -61,7 +61,7 @@ def test_another_models_tower_is_refused(tmp_path, spec, rows):
         CoremlTower(tmp_path, spec, Predicts(rows[1:]), False).embed(pixels(spec))
     with pytest.raises(EngineError, match="gave NaN or Inf"):
         CoremlTower(tmp_path, spec, Predicts(rows * np.nan), False).embed(pixels(spec))
-    with pytest.raises(EngineError, match=r"pixels are \[1, 3, 2, 2\]"):
+    with pytest.raises(EngineError, match=r"pixels are float32\[1, 3, 2, 2\]"):
         CoremlTower(tmp_path, spec, Predicts(rows), False).embed(np.zeros((1, 3, 2, 2), np.float32))
 
 
