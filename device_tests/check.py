@@ -48,6 +48,11 @@ class Context:
     """Further ways to run the tower's file, by name; each opened only when it is measured."""
     progress: Progress = field(default=silent)
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether the decoder's columns were weighed when it was stored."""
+        return self.bundle.manifest.decoder_importance != "none"
+
     @cached_property
     def live(self) -> LiveOracle | None:
         """The original itself; None when only golden files are at hand."""

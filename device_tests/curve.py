@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import mllm_export
 from mllm_export.checkpoint import Checkpoint
-from mllm_export.device_tests.samples import read_calibration, reference_calibration
+from mllm_export.device_tests.samples import calibration_sha256
 from mllm_export.errors import CheckError
 from mllm_export.progress import Progress
 from mllm_export.quantize.budget import Curve, Point, frontier, pareto
@@ -63,13 +63,9 @@ def curve_stage(
 def _cache(checkpoint: Checkpoint, reading: Reading, preset: str, calibration: Path | None) -> Path:
     from mllm_export.device_tests.sensitivity import DECODER_OPTIONS, SEQUENCES, TOWER_OPTIONS
 
-    asked = calibration or reference_calibration()
-    file = asked / "questions.jsonl" if asked.is_dir() else asked
-    pictures = read_calibration(calibration).pictures
-    names = [file, *(file.parent / name for name in pictures)]
     inputs = {
         "sources": [as_plain(one) for one in checkpoint.sources(reading.uses_tower_folder)],
-        "calibration": [hashlib.sha256(one.read_bytes()).hexdigest() for one in names],
+        "calibration": calibration_sha256(calibration),
         "preset": preset,
         "measured": [TOWER_OPTIONS, DECODER_OPTIONS, SEQUENCES, POINTS],
         "version": mllm_export.__version__,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from mllm_export.checkpoint import Checkpoint
 from mllm_export.device_tests.reference import REFERENCES, Floats, Forced, Reference, Walkable
 from mllm_export.device_tests.samples import Samples, read_calibration
 from mllm_export.errors import CalibrationError
-from mllm_export.quantize.imatrix import Entry, Imatrix
 from mllm_export.quantize.inputs import ObservedLayer
 
-CHUNK_TOKENS = 512
-"""What upstream's tools count as one chunk: llama-imatrix's default context."""
+Source = tuple[Path, Path | str | None]
+"""Where a checkpoint is: its folder, and what --vision-tower said."""
 
 
 def calibration_sequences(reference: Reference, samples: Samples) -> list[Forced]:
@@ -39,7 +38,7 @@ def picture_embeds(reference: Reference, samples: Samples) -> dict[str, Floats]:
 
 
 def observe_decoder(
-    checkpoint: Checkpoint, family: str, calibration: Path | None, *, diagonal_only: bool
+    source: Source, family: str, calibration: Path | None, diagonal_only: bool
 ) -> Iterator[ObservedLayer]:
     """The decoder's layers in order and its head, as calibration runs through them.
 
@@ -48,22 +47,10 @@ def observe_decoder(
     cannot be walked through.
     """
     samples = read_calibration(calibration)
-    reference = REFERENCES[family](checkpoint)
+    reference = REFERENCES[family](Checkpoint(*source))
     if not isinstance(reference, Walkable):
         raise CalibrationError(
             f"the original of family '{family}' cannot be run a layer at a time; "
             "make an importance matrix with llama-imatrix and give it with --imatrix"
         )
     return reference.walk(calibration_sequences(reference, samples), diagonal_only)
-
-
-def gather_imatrix(
-    observed: Iterator[ObservedLayer], gguf_names: Mapping[str, str], dataset: str
-) -> Imatrix:
-    """Sums for every observed weight; `gguf_names` by published name."""
-    entries = {
-        gguf_names[name]: Entry(sums=inputs.sums, count=inputs.count)
-        for layer in observed
-        for name, inputs in layer.inputs.items()
-    }
-    return Imatrix(entries=entries, datasets=(dataset,), chunk_tokens=CHUNK_TOKENS)

@@ -13,6 +13,7 @@ from mllm_export.checkpoint import Checkpoint
 from mllm_export.device_tests.cases import Oracle
 from mllm_export.device_tests.check import CHECKS, Context, StoredFiles
 from mllm_export.device_tests.drift import layer_drift
+from mllm_export.device_tests.folded import read_decoder
 from mllm_export.device_tests.golden import write_golden
 from mllm_export.device_tests.golden_oracle import GoldenOracle
 from mllm_export.device_tests.latency import REPEATS, latency, machine
@@ -26,7 +27,7 @@ from mllm_export.device_tests.samples import (
     read_evaluation,
     reference_evaluation,
 )
-from mllm_export.device_tests.stored import Stored, decoder_kind, read_gguf
+from mllm_export.device_tests.stored import Stored, decoder_kind
 from mllm_export.device_tests.subject import Subject, open_subject
 from mllm_export.device_tests.tower_file import TOWER_FILES
 from mllm_export.errors import CheckError, EngineError, ImageError
@@ -135,7 +136,7 @@ def _context(
     progress: Progress,
 ) -> Context:
     tower_file = TOWER_FILES[bundle.manifest.vision_engine]
-    tensors, keys = read_gguf(bundle.path("decoder"))
+    tensors, keys = read_decoder(bundle.path("decoder"))
     stored = StoredFiles(tower=tower_file.read(bundle.path("tower")), decoder=tensors, keys=keys)
     same_file = float_tower is not None and float_tower == bundle.path("tower")
     return Context(

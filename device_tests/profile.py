@@ -116,6 +116,18 @@ class SchemeLimit:
     largest_error: float
     """Of any value: in steps for the tower's schemes, else over the largest value of its block."""
     reason: str
+    calibrated_sqnr_db: float | None = None
+    """In place of `sqnr_db` where an importance matrix or a method weighed the columns."""
+    calibrated_largest_error: float | None = None
+
+    def calibrated(self) -> SchemeLimit:
+        """The limits of a tensor whose columns were weighed; its own where nothing weighs."""
+        sqnr_db, error = self.calibrated_sqnr_db, self.calibrated_largest_error
+        return replace(
+            self,
+            sqnr_db=self.sqnr_db if sqnr_db is None else sqnr_db,
+            largest_error=self.largest_error if error is None else error,
+        )
 
 
 @record
@@ -142,14 +154,16 @@ class Profile:
     schemes: tuple[SchemeLimit, ...]
     bits: tuple[BitsLimit, ...] = ()
 
-    def scheme(self, name: str) -> SchemeLimit:
+    def scheme(self, name: str, *, calibrated: bool = False) -> SchemeLimit:
         """The limits of a scheme: its own, or those of its number of bits.
+
+        `calibrated` asks for those of a tensor whose columns were weighed.
 
         Raises: CheckError for a word that says nothing of its bits.
         """
         for one in self.schemes:
             if one.scheme == name:
-                return one
+                return one.calibrated() if calibrated else one
         bits = weight_bits(name)
         found = [one for one in self.bits if bits is not None and one.bits <= bits]
         if not found:

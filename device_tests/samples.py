@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from importlib.resources import files
@@ -71,6 +72,17 @@ def read_calibration(path: Path | None) -> Samples:
     for picture in found.pictures.values():
         _require_opens(picture)
     return found
+
+
+def calibration_sha256(path: Path | None) -> str:
+    """Digest of the questions and the pictures that `read_calibration` reads."""
+    asked = path or reference_calibration()
+    file = asked / _QUESTIONS_FILE if asked.is_dir() else asked
+    files = (file, *(file.parent / name for name in read_calibration(path).pictures))
+    digest = hashlib.sha256()
+    for one in files:
+        digest.update(hashlib.sha256(one.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _require_opens(picture: Picture) -> None:

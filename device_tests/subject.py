@@ -150,7 +150,12 @@ def open_subject(bundle: Bundle) -> Subject:
     open_tower = partial(engine.open, paths[0], spec, cores)
     threads = 1 if is_small(paths[1]) else cores
     open_decoder = partial(
-        DECODER_ENGINES[manifest.decoder_engine].open, paths[1], spec, context, threads
+        DECODER_ENGINES[manifest.decoder_engine].open,
+        paths[1],
+        spec,
+        context,
+        threads,
+        manifest.kv_type,
     )
     sizes = (f.size_bytes for f in manifest.files if f.role in ("tower", "decoder"))
     if sum(sizes) < _LARGE_BYTES:

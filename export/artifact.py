@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mllm_export.export.parts import Array, Reader
     from mllm_export.plan import ArtifactPlan, Plan
     from mllm_export.progress import Progress
+    from mllm_export.quantize.inputs import ObservedLayer
     from mllm_export.quantize.recipe import Recipe
 
 Source = tuple[Path, Path | str | None]
@@ -24,6 +25,22 @@ Source = tuple[Path, Path | str | None]
 
 FLOAT_TOWER = "tower.float"
 """What the name of a file begins with that is for the checks alone, never part of the bundle."""
+
+
+Observe = Callable[[bool], "Iterator[ObservedLayer]"]
+"""The original's decoder over calibration sequences, a layer at a time and the head last; True:
+only the diagonal of each layer's second moments. It can be sent to another process."""
+
+
+@record
+class Calibrated:
+    """What the decoder can be calibrated with."""
+
+    observe: Observe | None = None
+    key: str = ""
+    """Digest of what `observe` runs on."""
+    imatrix: Path | None = None
+    """An importance matrix that was given, in any of upstream's formats."""
 
 
 @record
@@ -37,6 +54,7 @@ class Work:
     """Where the bundle grows."""
     pixels: Path | None = None
     """Calibration pictures as a .npy file f32[N, 3, S, S], where the plan needs them."""
+    calibrated: Calibrated = Calibrated()
 
     def path(self, artifact: ArtifactPlan) -> Path:
         """Where the artifact goes."""

@@ -23,7 +23,8 @@ from mllm_export.bundle import (
 )
 from mllm_export.checkpoint import Checkpoint, SourceFile
 from mllm_export.errors import MllmExportError
-from mllm_export.export.artifact import ARTIFACTS, FLOAT_TOWER, Work
+from mllm_export.export.artifact import ARTIFACTS, FLOAT_TOWER, Calibrated, Work
+from mllm_export.export.decoder_calibrated import FOLDS, IMATRIX
 from mllm_export.export.family import Reading
 from mllm_export.export.finished import (
     FINISHED,
@@ -70,8 +71,11 @@ def build(
     finish: Finish,
     progress: Progress = silent,
     calibrate: Calibrate | None = None,
+    calibrated: Calibrated | None = None,
 ) -> Bundle:
     """Write the bundle `out`; until everything stands and is checked there is no such folder.
+
+    `calibrate` serves plans that need pictures, `calibrated` those that weigh the decoder.
 
     Raises: BuildError for a folder that exists, a full disk, or a stage that died; whatever
     `finish` raises.
@@ -85,6 +89,7 @@ def build(
             source=(checkpoint.path, checkpoint.asked),
             folder=folder,
             pixels=folder / PIXELS if plan.needs_pictures else None,
+            calibrated=calibrated or Calibrated(),
         )
         if work.pixels is not None and calibrate is not None:
             calibrate(work.pixels)
@@ -161,6 +166,8 @@ def _manifest(
         vision_engine=target.vision_engine,
         decoder_engine=target.decoder_engine,
         cpu_features=target.cpu_features,
+        kv_type=plan.kv_type,
+        decoder_importance=plan.decoder_importance,
         files=files,
         sources=sources,
         tools=tool_versions(),
@@ -189,6 +196,8 @@ def _described(file: SourceFile, role: FileRole) -> BundleFile:
 
 
 def _side_role(name: str) -> FileRole:
+    if name in (FOLDS, IMATRIX):
+        return "calibration"
     return "report" if name.startswith("report.") else "text"
 
 

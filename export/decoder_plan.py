@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from mllm_export.export.parts import DECODERS, GgufField, GgufTensor
-from mllm_export.plan import TensorPlan
+from mllm_export.errors import PlanError
+from mllm_export.export.parts import DECODERS, Foldable, GgufField, GgufTensor
+from mllm_export.plan import ArtifactPlan, Importance, TensorPlan
 from mllm_export.quantize.layout import stored_bytes
 from mllm_export.quantize.recipe import Recipe, Storable, choose_layouts
 from mllm_export.quantize.selectors import Facts
 from mllm_export.records import record
 from mllm_export.spec import DecoderSpec
+
+UNWEIGHED = ("F32", "F16", "BF16", "Q8_0")
+"""Layouts that an importance matrix changes nothing of. Source: ggml-quants.c, quantize_q8_0."""
 
 
 @record
@@ -51,6 +55,30 @@ def plan_decoder_tensors(
         )
         for tensor, choice in zip(tensors, choose_layouts(recipe, storable, facts), strict=True)
     )
+
+
+def importance_of(
+    spec: DecoderSpec, recipe: Recipe, artifacts: Sequence[ArtifactPlan], given: Importance
+) -> Importance:
+    """Where the importance matrix comes from, or that none of the layouts asks for one.
+
+    Raises: PlanError for a method that this decoder, or the matrix that was given, cannot serve.
+    """
+    if "awq" in recipe.decoder_methods and not isinstance(DECODERS[spec.kind], Foldable):
+        raise PlanError(
+            f"recipe '{recipe.name}': method 'awq' needs a decoder that says where scales may go, "
+            f"'{spec.kind}' does not; use 'gptq', or add folds to export/decoders/{spec.kind}.py"
+        )
+    if given == "file" and recipe.decoder_methods not in {(), ("rtn",)}:
+        raise PlanError(
+            f"recipe '{recipe.name}': method '{recipe.decoder_methods[-1]}' does not work on an "
+            "importance matrix; leave --imatrix out, or choose a recipe with 'rtn'"
+        )
+    decoder = next(a for a in artifacts if a.role == "decoder")
+    weighs = any(row.scheme not in UNWEIGHED for row in decoder.tensors)
+    if not recipe.weighs or not (weighs or recipe.needs_inputs):
+        return "none"
+    return "file" if given == "file" else "calibration"
 
 
 def gguf_tensors(spec: DecoderSpec, plan: Iterable[TensorPlan]) -> tuple[StoredTensor, ...]:

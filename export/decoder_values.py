@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+
 from mllm_export.errors import CalibrationError
 from mllm_export.export.decoder_plan import StoredTensor
 from mllm_export.export.parts import Array, Reader, as_float32
@@ -16,6 +18,9 @@ from mllm_export.quantize.layout import LAYOUTS, Layout
 from mllm_export.quantize.method import Fold, Layer, Method, Storage
 
 _FLOATS = ("F32", "F16", "BF16")
+
+COLUMNS, ROWS = ".columns", ".rows"
+"""Stand behind a stored tensor's name for what multiplied its columns and divided its rows."""
 
 Folds = Callable[[int | None], tuple[Fold, ...]]
 """Layer's number, or None for what stands behind the layers, to what may be folded there."""
@@ -98,6 +103,8 @@ class ChosenValues:
         self._groups = _groups(tensors)
         self._at = -1
         self._layer: Layer | None = None
+        self.folded: dict[str, Floats] = {}
+        """Scales per channel that methods moved: see `decoder_calibrated`."""
 
     def read(self, name: str) -> Array:
         """Chosen values of a published tensor."""
@@ -135,10 +142,9 @@ class ChosenValues:
             for name in one.tensor.sources
         }
         storage: dict[str, Storage] = {
-            name: LayoutStorage(layout=LAYOUTS[one.scheme], weighted=self._weighted)
-            for one in group.tensors
-            for name in one.tensor.sources
-            if one.scheme not in _FLOATS
+            name: LayoutStorage(layout=LAYOUTS[scheme], weighted=self._weighted)
+            for name, scheme in _schemes(group.tensors).items()
+            if scheme not in _FLOATS
         }
         observed = self._next_observed(group)
         inputs: Mapping[str, Inputs] = observed.inputs if observed else {}
@@ -150,6 +156,7 @@ class ChosenValues:
         )
         for method in self._methods:
             layer = method.choose(layer)
+        self.folded.update(_folded(layer, group.tensors))
         if observed is not None and layer.weights is not weights:
             observed.replace(_as_stored(layer))
         return layer
@@ -184,6 +191,36 @@ def _groups(tensors: Sequence[StoredTensor]) -> list[_Group]:
         )
         for key, members in found.items()
     ]
+
+
+def _schemes(tensors: Sequence[StoredTensor]) -> dict[str, str]:
+    """The layout of each published weight; those that several layouts share are left out.
+
+    A packed query, key and value can be cut into tensors of unlike layouts: no one grid is
+    theirs.
+    """
+    found: dict[str, set[str]] = {}
+    for one in tensors:
+        for name in one.tensor.sources:
+            found.setdefault(name, set()).add(one.scheme)
+    return {name: next(iter(schemes)) for name, schemes in found.items() if len(schemes) == 1}
+
+
+def _folded(layer: Layer, tensors: Sequence[StoredTensor]) -> dict[str, Floats]:
+    """What multiplied the columns and divided the rows of each stored tensor."""
+    columns: dict[str, Floats] = {}
+    for fold in layer.folds:
+        scales = [layer.scales[name] for name in fold.out_of if name in layer.scales]
+        columns.update(dict.fromkeys(fold.into, scales[0]) if scales else {})
+    found: dict[str, Floats] = {}
+    for one in tensors:
+        names = one.tensor.sources
+        if names and names[0] in columns:
+            found[one.tensor.name + COLUMNS] = columns[names[0]]
+        if names and names[0] in layer.scales:
+            rows = one.tensor.transform([layer.scales[name] for name in names])
+            found[one.tensor.name + ROWS] = np.asarray(rows, np.float32)
+    return found
 
 
 def _as_stored(layer: Layer) -> dict[str, Floats]:

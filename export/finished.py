@@ -50,6 +50,9 @@ def artifact_key(
         value = getattr(work, field.name)
         if isinstance(value, Path) and value.is_file():
             digest.update(f"{field.name} {file_sha256(value)}".encode())
+    given = work.calibrated
+    matrix = file_sha256(given.imatrix) if given.imatrix is not None else ""
+    digest.update(f"calibrated {given.key} {matrix}".encode())
     digest.update(_code_sha256().encode())
     return digest.hexdigest()
 

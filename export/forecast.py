@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
+from mllm_export.kv_cache import KvType, kv_bytes
 from mllm_export.plan import ArtifactPlan
 from mllm_export.spec import DecoderSpec, EncoderSpec, ModelSpec
 
 _FLOAT_BYTES = 4
-_KV_BYTES = 2
-"""The KV cache is float16."""
-
 _PROCESS_BYTES = 1100 << 20
 """A Python process with torch, transformers, onnxruntime and llama.cpp loaded, and a small model
 in its hands; measured on Linux x86-64."""
 
 
-def kv_cache_bytes(decoder: DecoderSpec, context_tokens: int) -> int:
-    """Keys and values of every layer over the whole context, in float16."""
-    return 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * context_tokens * _KV_BYTES
+def kv_cache_bytes(decoder: DecoderSpec, context_tokens: int, kind: KvType = "f16") -> int:
+    """Keys and values of every layer over the whole context."""
+    row = kv_bytes(kind, decoder.kv_heads * decoder.head_dim)
+    return 2 * decoder.layers * context_tokens * row
 
 
 def tower_activation_bytes(encoder: EncoderSpec) -> int:
@@ -30,15 +29,17 @@ def tower_activation_bytes(encoder: EncoderSpec) -> int:
     return (2 * scores + stream) * _FLOAT_BYTES
 
 
-def device_memory_bytes(spec: ModelSpec, artifacts: Sequence[ArtifactPlan], kv_bytes: int) -> int:
+def device_memory_bytes(
+    spec: ModelSpec, artifacts: Sequence[ArtifactPlan], cache_bytes: int
+) -> int:
     """Peak on the device: weights, KV cache, the tower's activations, the prompt's logits."""
     weights = sum(a.size_bytes for a in artifacts if a.role != "mmproj")
     activations = sum(tower_activation_bytes(encoder) for encoder in spec.encoders)
     logits = spec.decoder.vocab * _FLOAT_BYTES * (spec.image_tokens + 64)
-    return weights + kv_bytes + activations + logits
+    return weights + cache_bytes + activations + logits
 
 
-def build_memory_bytes(spec: ModelSpec, artifacts: Sequence[ArtifactPlan], kv_bytes: int) -> int:
+def build_memory_bytes(spec: ModelSpec, artifacts: Sequence[ArtifactPlan], cache_bytes: int) -> int:
     """Peak of the largest stage, which is the check of the decoder.
 
     It holds the export's decoder with its KV cache beside the original's embedding, head and one
@@ -49,4 +50,4 @@ def build_memory_bytes(spec: ModelSpec, artifacts: Sequence[ArtifactPlan], kv_by
     table = spec.decoder.vocab * spec.decoder.width
     layer = (elements - table) // spec.decoder.layers
     original = (2 * table + layer) * _FLOAT_BYTES
-    return _PROCESS_BYTES + decoder.size_bytes + kv_bytes + original
+    return _PROCESS_BYTES + decoder.size_bytes + cache_bytes + original

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mllm_export.errors import PlanError
 from mllm_export.export.artifact import ARTIFACTS
+from mllm_export.export.decoder_plan import importance_of
 from mllm_export.export.family import Reading
 from mllm_export.export.forecast import build_memory_bytes, device_memory_bytes, kv_cache_bytes
 from mllm_export.export.target import Target
 from mllm_export.export.tower_job import observes
 from mllm_export.export.tower_plan import planned_schemes
-from mllm_export.plan import Plan
+from mllm_export.kv_cache import require_fits
+from mllm_export.plan import Importance, Plan
 from mllm_export.quantize.recipe import Recipe
 from mllm_export.quantize.tower_scheme import tower_scheme
 from mllm_export.weights import Dropped
@@ -23,17 +27,22 @@ def make_plan(
     dropped: tuple[Dropped, ...] = (),
     mmproj: bool = False,
     profile: str = "default",
+    importance: Importance = "none",
 ) -> Plan:
     """Decide everything `build` does.
+
+    `importance` is what the user gave for the decoder's columns beside the recipe.
 
     Raises: PlanError when the model does not fit the target; RecipeError for a rule that
     matches nothing.
     """
     spec = reading.spec
+    recipe = replace(recipe, decoder_importance=recipe.decoder_importance or importance != "none")
+    require_fits(recipe.kv_cache, spec.decoder.head_dim)
     context = min(target.context_tokens, spec.decoder.context_tokens)
     formats = (*target.formats, *(("mmproj",) if mmproj else ()))
     artifacts = tuple(ARTIFACTS[name].plan(reading, target, recipe) for name in formats)
-    kv_bytes = kv_cache_bytes(spec.decoder, context)
+    kv_bytes = kv_cache_bytes(spec.decoder, context, recipe.kv_cache)
     used = {s for a in artifacts if a.format == "onnx" for s in planned_schemes(a.tensors).values()}
     int8 = any(tower_scheme(name).kind == "int8" for name in used)
     plan = Plan(
@@ -46,6 +55,9 @@ def make_plan(
         tower_ranges=recipe.tower_ranges,
         tower_smoothing=recipe.tower_smoothing,
         needs_pictures=observes(used, recipe.tower_smoothing),
+        decoder_methods=recipe.decoder_methods,
+        decoder_importance=importance_of(spec.decoder, recipe, artifacts, importance),
+        kv_type=recipe.kv_cache,
         artifacts=artifacts,
         dropped=tuple(f"{d.source}: {d.why}" for d in dropped),
         kv_cache_bytes=kv_bytes,

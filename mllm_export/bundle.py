@@ -9,6 +9,8 @@ from typing import Literal
 from mllm_export.checkpoint import SourceFile
 from mllm_export.errors import BundleError
 from mllm_export.hashing import file_sha256
+from mllm_export.kv_cache import KvType
+from mllm_export.plan import Importance
 from mllm_export.records import from_plain, record, to_json
 from mllm_export.spec import ModelSpec
 
@@ -16,7 +18,15 @@ SCHEMA = 1
 MANIFEST = "bundle.json"
 
 FileRole = Literal[
-    "tower", "text_tower", "decoder", "mmproj", "tokenizer", "golden", "report", "text"
+    "tower",
+    "text_tower",
+    "decoder",
+    "mmproj",
+    "tokenizer",
+    "golden",
+    "calibration",
+    "report",
+    "text",
 ]
 
 
@@ -51,6 +61,10 @@ class Manifest:
     decoder_engine: str
     """A file in runtimes/decoder."""
     cpu_features: tuple[str, ...] = ()
+    kv_type: KvType = "f16"
+    """How the runtime stores keys and values unless it is told otherwise."""
+    decoder_importance: Importance = "none"
+    """What weighed the errors of the decoder's columns when it was stored."""
     files: tuple[BundleFile, ...]
     sources: tuple[SourceFile, ...]
     tools: tuple[tuple[str, str], ...]

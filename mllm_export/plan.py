@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mllm_export.kv_cache import KvType
 from mllm_export.records import record
 from mllm_export.spec import ModelSpec
 
 Role = Literal["tower", "text_tower", "decoder", "mmproj"]
+
+Importance = Literal["none", "calibration", "file"]
+"""Where an importance matrix comes from: sequences that the build runs, or a file."""
 
 
 @record
@@ -69,6 +73,12 @@ class Plan:
     """Whether outlying activations of 8-bit products are moved into the weights behind a norm."""
     needs_pictures: bool = False
     """Whether the build runs the tower on calibration pictures."""
+    decoder_methods: tuple[str, ...] = ()
+    """Files in quantize/methods that choose the decoder's values, in order."""
+    decoder_importance: Importance = "none"
+    """What weighs the errors of the decoder's columns."""
+    kv_type: KvType = "f16"
+    """How the device stores keys and values."""
     artifacts: tuple[ArtifactPlan, ...]
     dropped: tuple[str, ...]
     """Checkpoint tensors left out, each with its reason."""

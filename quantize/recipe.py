@@ -9,7 +9,9 @@ from pathlib import Path
 
 from mllm_export.catalog import unknown
 from mllm_export.errors import RecipeError
+from mllm_export.kv_cache import KvType
 from mllm_export.quantize.kept import is_kept
+from mllm_export.quantize.method import METHODS
 from mllm_export.quantize.scheme import (
     Choice,
     fit_layout,
@@ -55,9 +57,15 @@ class Recipe:
     """How calibration pictures give the range of static 8-bit activations."""
     tower_smoothing: bool = False
     """Whether outlying activations of 8-bit products are moved into the weights behind a norm."""
+    decoder_methods: tuple[str, ...] = ()
+    """Files in quantize/methods that choose values, in order, before a layout stores them."""
+    decoder_importance: bool = False
+    """Whether errors are weighed by an importance matrix, gathered on calibration sequences."""
+    kv_cache: KvType = "f16"
+    """How the device stores keys and values."""
 
     def __post_init__(self) -> None:
-        """Refuse schemes that do not exist, and a recipe without rules."""
+        """Refuse schemes and methods that do not exist, and a recipe without rules."""
         tower_rules(self.tower, self.tower_scheme, f"recipe '{self.name}'")
         require_file_word(self.decoder_scheme, f"recipe '{self.name}'")
         if not self.decoder:
@@ -66,6 +74,20 @@ class Recipe:
             where = f"recipe '{self.name}', rule '{rule.tensors}'"
             require_layout(rule.scheme, where)
             layer_selector(rule.layers, where)
+        for method in self.decoder_methods:
+            if method not in METHODS.names():
+                text = unknown("quantization method", method, METHODS.names())
+                raise RecipeError(f"recipe '{self.name}', decoder_methods: {text}")
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether a method works on what calibration sees of every layer."""
+        return any(METHODS[method].needs_inputs for method in self.decoder_methods)
+
+    @property
+    def weighs(self) -> bool:
+        """Whether an importance matrix is at hand when the decoder is stored."""
+        return self.decoder_importance or self.needs_inputs
 
 
 @record

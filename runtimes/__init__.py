@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from mllm_export.kv_cache import KvType
     from mllm_export.runtimes.session import Session
 
 __all__ = ["load"]
@@ -18,11 +19,12 @@ def load(
     threads: int | None = None,
     context_tokens: int | None = None,
     verify: bool = True,
+    kv_type: KvType | None = None,
 ) -> Session:
     """Open a bundle for questions; close the session, or use it in a `with` statement.
 
     `threads` is every core this process may use unless given; `context_tokens` is the bundle's.
-    `verify` compares the SHA-256 of every file first.
+    `verify` compares the SHA-256 of every file first; `kv_type` is the bundle's unless given.
 
     Raises: BundleError, saying why, for a bundle that is incomplete, changed, or not for this
     runtime; EngineError when an engine refuses one of its files.
@@ -30,4 +32,4 @@ def load(
     # The engines cost a third of a second to import, so naming `load` does not import them.
     from mllm_export.runtimes.opening import open_session
 
-    return open_session(folder, threads, context_tokens, verify)
+    return open_session(folder, threads, context_tokens, verify, kv_type)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from mllm_export.catalog import Catalog
 from mllm_export.errors import BundleError
+from mllm_export.kv_cache import KvType
 from mllm_export.spec import ModelSpec
 
 Floats = npt.NDArray[np.float32]
@@ -72,8 +73,15 @@ class VisionEngine(Protocol):
 class DecoderEngine(Protocol):
     """A file in runtimes/decoder: opens the bundle's language model."""
 
-    def open(self, path: Path, spec: ModelSpec, context_tokens: int, threads: int) -> Decoder:
-        """Raises: EngineError when the file does not fit the spec."""
+    def open(
+        self,
+        path: Path,
+        spec: ModelSpec,
+        context_tokens: int,
+        threads: int,
+        kv_type: KvType = "f16",
+    ) -> Decoder:
+        """Raises: EngineError when the file does not fit the spec, or heads the KV type."""
 
 
 VISION_ENGINES: Catalog[VisionEngine] = Catalog(

@@ -11,6 +11,7 @@ from mllm_export import __version__
 from mllm_export.bundle import Bundle, open_bundle
 from mllm_export.catalog import Catalog
 from mllm_export.errors import BundleError, EngineError
+from mllm_export.kv_cache import KvType
 from mllm_export.runtimes.engines import DECODER_ENGINES, VISION_ENGINES
 from mllm_export.runtimes.session import Session
 
@@ -22,7 +23,11 @@ two on two cores."""
 
 
 def open_session(
-    folder: str | Path, threads: int | None, context_tokens: int | None, verify: bool
+    folder: str | Path,
+    threads: int | None,
+    context_tokens: int | None,
+    verify: bool,
+    kv_type: KvType | None = None,
 ) -> Session:
     """See `mllm_export.runtimes.load`."""
     bundle = open_bundle(Path(folder), verify)
@@ -36,7 +41,8 @@ def open_session(
     if cores < 1:
         raise EngineError(f"threads is {cores}, needed: at least 1")
     alone = threads is None and is_small(decoder_path)
-    decoder = language.open(decoder_path, spec, context, 1 if alone else cores)
+    kv = kv_type or manifest.kv_type
+    decoder = language.open(decoder_path, spec, context, 1 if alone else cores, kv)
     try:
         return Session(bundle, vision.open(tower_path, spec, cores), decoder)
     except BaseException:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mllm_export.device_tests.check import NEEDS_ORIGINAL, Context
+from mllm_export.device_tests.folded import FoldedStored
 from mllm_export.device_tests.originals import Original, OriginalKey
 from mllm_export.device_tests.reference import Floats
 from mllm_export.device_tests.stored import FLOATS, Stored
@@ -182,7 +183,13 @@ def loss_of(stored: Stored, original: Original) -> Loss:
     signal = noise = 0.0
     worst, unrounded, bad = 0.0, 0, 0
     for start, stop in _chunks(original.shape):
-        source, made = original.values(start, stop), stored.values(start, stop)
+        source = original.values(start, stop)
+        if isinstance(stored, FoldedStored):
+            # Where it was rounded: the scales taken out again would cost a float its last bit.
+            source = stored.fold(source, start, stop)
+            made = stored.inner.values(start, stop)
+        else:
+            made = stored.values(start, stop)
         if stored.scheme in FLOATS:
             unrounded += _unrounded(stored.scheme, source, made)
         finite = np.isfinite(made)
@@ -250,8 +257,9 @@ def _by_scheme(context: Context, losses: Mapping[str, tuple[str, Loss]]) -> Iter
             grouped[scheme].append(loss)
     profile = context.limits.profile
     for scheme, found in sorted(grouped.items()):
-        limit = profile.scheme(scheme)
-        where = f"profile {profile.name}, {scheme}: {limit.reason}"
+        limit = profile.scheme(scheme, calibrated=context.calibrated)
+        weighed = ", columns weighed" if context.calibrated else ""
+        where = f"profile {profile.name}, {scheme}{weighed}: {limit.reason}"
         yield Measurement(
             name=f"{scheme}: least SQNR",
             value=min((loss.sqnr_db for loss in found if loss.sqnr_db is not None), default=999.0),

@@ -25,13 +25,13 @@ from mllm_export.device_tests.diagnosis.standing import Standing
 from mllm_export.device_tests.diagnosis.tensors import TensorLoss, tensor_losses
 from mllm_export.device_tests.diagnosis.walk import walk_decoder, walk_tensors, walk_tower
 from mllm_export.device_tests.diagnosis.walked import Walked
+from mllm_export.device_tests.folded import read_decoder
 from mllm_export.device_tests.live import LiveOracle
 from mllm_export.device_tests.parity import limits_of, oracle_of
 from mllm_export.device_tests.pictures import Picture
 from mllm_export.device_tests.reference import Floats
 from mllm_export.device_tests.samples import Samples
 from mllm_export.device_tests.sequences import continuation_ids, spread
-from mllm_export.device_tests.stored import read_gguf
 from mllm_export.device_tests.subject import Answer, Subject, open_subject
 from mllm_export.device_tests.tower_file import TOWER_FILES
 from mllm_export.diagnosis import Diagnosis, LayerWalk, PartShare
@@ -93,7 +93,7 @@ class _Search:
         subject: Subject,
         progress: Progress,
     ) -> None:
-        tensors, self._keys = read_gguf(bundle.path("decoder"))
+        tensors, self._keys = read_decoder(bundle.path("decoder"))
         stored_tower = TOWER_FILES[bundle.manifest.vision_engine].read(bundle.path("tower"))
         oracle = oracle_of(bundle, checkpoint, evaluation, progress, subject.rest)
         self._oracle = _fewer(oracle)
@@ -101,8 +101,9 @@ class _Search:
         self._reference = reference
         self._limits = limits_of(bundle, stored_tower, tensors, self._oracle.trained)
         self._bundle, self._subject, self._progress = bundle, subject, progress
-        self._kv = kv or "f16"
-        self._simulated = self._kv != "f16"
+        own = bundle.manifest.kv_type
+        self._kv = kv or own
+        self._simulated = self._kv != own
         walked = Walked(reference)
         decoder = DecoderWeights(tensors, reference.decoder_originals(), reference.resident)
         graph = TowerGraph(bundle.path("tower"))
@@ -114,7 +115,12 @@ class _Search:
             )
         self._tensors: list[TensorLoss] = [
             *tensor_losses(stored_tower, reference.tower_originals(), self._limits.profile),
-            *tensor_losses(tensors, reference.decoder_originals(), self._limits.profile),
+            *tensor_losses(
+                tensors,
+                reference.decoder_originals(),
+                self._limits.profile,
+                calibrated=bundle.manifest.decoder_importance != "none",
+            ),
         ]
         self._found: dict[Parts, Loss] = {NONE: Loss(kl=0.0, points=0.0)}
 

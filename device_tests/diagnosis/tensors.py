@@ -25,9 +25,16 @@ class TensorLoss:
 
 
 def tensor_losses(
-    stored: Mapping[str, Stored], originals: Mapping[str, Original], profile: Profile
+    stored: Mapping[str, Stored],
+    originals: Mapping[str, Original],
+    profile: Profile,
+    *,
+    calibrated: bool = False,
 ) -> list[TensorLoss]:
-    """Every tensor that both sides have in one shape, in the originals' order."""
+    """Every tensor that both sides have in one shape, in the originals' order.
+
+    `calibrated` says that the columns were weighed when they were stored.
+    """
     found: list[TensorLoss] = []
     for name, original in originals.items():
         one = stored.get(name)
@@ -36,7 +43,7 @@ def tensor_losses(
             found.append(TensorLoss(name=name, part=_part(name), sqnr_db=0.0, why=why))
             continue
         loss = loss_of(one, original)
-        why = _why(one.scheme, loss, profile)
+        why = _why(one.scheme, loss, profile, calibrated)
         found.append(TensorLoss(name=name, part=_part(name), sqnr_db=loss.sqnr_db, why=why))
     return found
 
@@ -48,12 +55,12 @@ def _part(name: str) -> str:
     return part_of(name)
 
 
-def _why(scheme: str, loss: Loss, profile: Profile) -> str:
+def _why(scheme: str, loss: Loss, profile: Profile, calibrated: bool) -> str:
     if scheme in FLOATS:
         return f"holds {loss.unrounded} values that are not the source's" if loss.unrounded else ""
     if loss.sqnr_db is None:
         return ""
-    limit = profile.scheme(scheme).sqnr_db
+    limit = profile.scheme(scheme, calibrated=calibrated).sqnr_db
     if loss.sqnr_db >= limit:
         return ""
     return f"is {loss.sqnr_db:.1f} dB from its source as {scheme} (at least {limit:g})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,10 @@ class Architecture:
     """Bias of the output head; empty where it has none."""
     renamed: Renamed = lambda read: read
     """From a reader of published names to one of transformers' names."""
+    parameter: Callable[[str], str] = lambda name: name
+    """Name below the family's prefix of what transformers names so; several may share one."""
+    taken: Renamed = lambda read: read
+    """From a reader of names below the family's prefix to one of transformers' names."""
     originals: Callable[[Reader], dict[str, Original]]
     """Every tensor of the decoder's file, by name in GGUF; the reader takes published names."""
     keys: Callable[[Any], tuple[OriginalKey, ...]]
@@ -102,10 +106,20 @@ class DecoderRows:
             observer = Observer(layer, stack.prefix(index), diagonal_only)
             with observer, torch.inference_mode():
                 after = self._through(layer, hidden, layouts, observer, shares)
-            yield ObservedLayer(inputs=observer.inputs(), replace=observer.replace)
+            yield self._observed(observer)
             with torch.inference_mode():
                 hidden = self._through(layer, hidden, layouts) if observer.replaced else after
         yield self._walked_head(hidden, shares, diagonal_only)
+
+    def _observed(self, observer: Observer) -> ObservedLayer:
+        made = self.architecture
+
+        def replace(weights: Mapping[str, Floats]) -> None:
+            read = made.taken(lambda name: weights[name])
+            observer.replace({name: np.array(read(name)) for name in observer.names()})
+
+        inputs = {made.parameter(name): one for name, one in observer.inputs().items()}
+        return ObservedLayer(inputs=inputs, replace=replace)
 
     def _walked_head(
         self, hidden: list[torch.Tensor], shares: list[torch.Tensor], diagonal_only: bool
@@ -117,7 +131,8 @@ class DecoderRows:
             for states, observer.shares in zip(hidden, shares, strict=True):
                 observer.see(made.head, norm(states))
         # Nothing stands behind the head.
-        return ObservedLayer(inputs=observer.inputs(), replace=lambda _weights: None)
+        inputs = {made.parameter(name): one for name, one in observer.inputs().items()}
+        return ObservedLayer(inputs=inputs, replace=lambda _weights: None)
 
     def _through(
         self,

@@ -60,14 +60,18 @@ class Observer:
         self._counts[key] = self._counts.get(key, 0) + len(rows)
 
     def inputs(self) -> dict[str, Inputs]:
-        """What was seen, by published name of the weight."""
+        """What was seen, by transformers' name of the weight."""
         return {
             key: Inputs(gram=sums.float().numpy(), count=self._counts[key])
             for key, sums in self._sums.items()
         }
 
+    def names(self) -> list[str]:
+        """Every parameter of the module, in transformers' naming."""
+        return [self._prefix + name for name, _ in self._module.named_parameters()]
+
     def replace(self, weights: Mapping[str, Floats]) -> None:
-        """Put weights, by published name, into the module."""
+        """Put weights, by transformers' names, into the module."""
         self.replaced = True
         parameters = dict(self._module.named_parameters())
         for key, values in weights.items():

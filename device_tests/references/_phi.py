@@ -49,6 +49,8 @@ def phi(config: Config, names: frozenset[str]) -> Architecture:
         head="lm_head.weight",
         head_bias="lm_head.bias",
         renamed=lambda read: partial(_read, made, source, read),
+        parameter=source,
+        taken=lambda read: partial(_read, made, source, read),
         originals=lambda read: _originals(made, source, read),
         keys=partial(_keys, made),
     )

@@ -28,7 +28,10 @@ class GgufDecoder:
         """One row per tensor, each with the layout that the recipe gives it."""
         del target
         tensors = plan_decoder_tensors(
-            reading.spec.decoder, recipe, reading.weights.part("decoder")
+            reading.spec.decoder,
+            recipe,
+            reading.weights.part("decoder"),
+            imatrix=recipe.weighs,
         )
         return ArtifactPlan(
             role="decoder",
@@ -44,18 +47,16 @@ class GgufDecoder:
 
 
 def write_decoder_stage(work: Work, artifact: ArtifactPlan, progress: Progress) -> None:
-    """The language model as GGUF."""
+    """The language model as GGUF, with what calibration saw of it beside."""
+    from mllm_export.export.decoder_calibrated import chosen_values
     from mllm_export.export.formats.gguf import write_decoder
 
     checkpoint = Checkpoint(*work.source)
     tensors = gguf_tensors(work.reading.spec.decoder, artifact.tensors)
-    write_decoder(
-        work.path(artifact),
-        decoder_fields(checkpoint, work.reading, artifact.scheme, tensors),
-        tensors,
-        part_reader(checkpoint, work.reading.weights.part("decoder")),
-        progress,
-    )
+    fields = decoder_fields(checkpoint, work.reading, artifact.scheme, tensors)
+    read = part_reader(checkpoint, work.reading.weights.part("decoder"))
+    with chosen_values(work, tensors, read) as values:
+        write_decoder(work.path(artifact), fields, tensors, values, progress)
 
 
 def decoder_fields(

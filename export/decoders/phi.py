@@ -21,6 +21,7 @@ from mllm_export.export.decoders._phi_layouts import (
 )
 from mllm_export.export.decoders._rope import read_rope_theta
 from mllm_export.export.parts import Array, GgufField, GgufTensor
+from mllm_export.quantize.method import Fold
 from mllm_export.spec import DecoderSpec
 from mllm_export.weights import Drop, Shape
 
@@ -95,6 +96,30 @@ class Phi:
             # Upstream writes no base, for Phi-2's is llama.cpp's default.
             *((base,) if spec.rope_theta != 10000.0 else ()),
         )
+
+    def folds(self, spec: DecoderSpec, layer: int | None) -> tuple[Fold, ...]:
+        """One norm before attention and MLP, and values before the output projection.
+
+        GELU stands between the MLP's two maps, so nothing can be moved through it. Where query,
+        key and value are one published tensor, the values' rows have no name of their own.
+        """
+        layout = LAYOUTS[spec.layout]
+        if layer is None:
+            norm = tuple(f"{layout.final_norm}.{kind}" for kind in _KINDS)
+            return (Fold(into=(f"{layout.head}.weight",), out_of=norm),)
+        at = layout.layer.format(layer)
+        names = {name: at + published for published, name in (*layout.attention, *layout.others)}
+        behind = dict.fromkeys(names[name] for name in (*_PARTS, "attn_qkv") if name in names)
+        found = [
+            Fold(
+                into=tuple(f"{name}.weight" for name in (*behind, names["ffn_up"])),
+                out_of=tuple(f"{names['attn_norm']}.{kind}" for kind in _KINDS),
+            )
+        ]
+        if spec.layout == SPLIT and spec.kv_heads == spec.heads:
+            values = tuple(f"{names['attn_v']}.{kind}" for kind in _KINDS)
+            found.append(Fold(into=(f"{names['attn_output']}.weight",), out_of=values))
+        return tuple(found)
 
     def tiny(self) -> DecoderSpec:
         """A small twin whose rows K-quants can hold."""

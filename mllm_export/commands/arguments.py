@@ -43,8 +43,17 @@ CalibrationOption = Annotated[
     typer.Option(
         "--calibration",
         metavar="DIR",
-        help="Pictures with a questions.jsonl (image, question) to calibrate with; "
-        "by default the set that this package brings.",
+        help="Pictures with a questions.jsonl (image, question) to calibrate tower and decoder "
+        "with; by default the set that this package brings, where the recipe calibrates.",
+    ),
+]
+ImatrixOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--imatrix",
+        metavar="FILE",
+        help="An importance matrix for the decoder, as llama-imatrix writes it, in place of one "
+        "that the build gathers.",
     ),
 ]
 BudgetOption = Annotated[

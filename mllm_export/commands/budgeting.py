@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from mllm_export.commands.calibrating import Calibration
     from mllm_export.commands.opening import Job
     from mllm_export.plan import Plan
     from mllm_export.progress import Progress
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def spend_budget(
-    job: Job, budget: str, mmproj: bool, calibration: Path | None, progress: Progress
+    job: Job, budget: str, mmproj: bool, given: Calibration, progress: Progress
 ) -> tuple[Job, Table]:
     """The job planned anew within the budget, and the frontier that it was chosen from.
 
@@ -32,13 +32,20 @@ def spend_budget(
     source = (job.checkpoint.path, job.checkpoint.asked)
     preset = job.target.vision_preset
     curve = run_in_child(
-        "sensitivity", curve_stage, source, job.reading, preset, calibration, progress=progress
+        "sensitivity", curve_stage, source, job.reading, preset, given.questions, progress=progress
     )
     fixed = fixed_bytes(job.plan)
     chosen = spend(curve.options, fixed, size_bytes)
     dropped = cover(job.checkpoint, job.reading)
     recipe = recipe_of(chosen, f"budget-{budget}")
-    plan = make_plan(job.reading, job.target, recipe, dropped=dropped, mmproj=mmproj)
+    plan = make_plan(
+        job.reading,
+        job.target,
+        recipe,
+        dropped=dropped,
+        mmproj=mmproj,
+        importance=given.importance,
+    )
     return replace(job, plan=plan), frontier_table(curve, fixed, chosen)
 
 

@@ -13,6 +13,7 @@ from mllm_export.commands.arguments import (
     CalibrationOption,
     CheckpointArgument,
     EvaluationOption,
+    ImatrixOption,
     JsonOption,
     MmprojOption,
     RecipeOption,
@@ -22,6 +23,7 @@ from mllm_export.commands.arguments import (
 
 if TYPE_CHECKING:
     from mllm_export.bundle import Bundle
+    from mllm_export.commands.calibrating import Calibration
     from mllm_export.commands.opening import Job
     from mllm_export.progress import Progress
     from mllm_export.report import Report
@@ -37,6 +39,7 @@ def build(
     mmproj: MmprojOption = False,
     memory_budget: BudgetOption = None,
     calibration: CalibrationOption = None,
+    imatrix: ImatrixOption = None,
     no_check: Annotated[
         bool, typer.Option("--no-check", help="Leave a bundle that is marked unchecked.")
     ] = False,
@@ -44,6 +47,7 @@ def build(
 ) -> None:
     """Export, quantize and check; leave a bundle only if it passes."""
     from mllm_export.commands.alone import build_alone, open_alone
+    from mllm_export.commands.calibrating import Calibration
     from mllm_export.commands.opening import REFERENCE, plan_job, reference_evaluation
     from mllm_export.terminal import ProgressBars
 
@@ -53,15 +57,17 @@ def build(
         build_alone(alone, target, recipe, out, evaluation, no_check, as_json)
         _figures(time.monotonic() - started)
         return
-    job = plan_job(checkpoint, target, recipe, vision_tower, mmproj)
+    given = Calibration(questions=calibration, imatrix=imatrix)
+    job = plan_job(checkpoint, target, recipe, vision_tower, mmproj, given.importance)
+    given.require(job.plan)
     if checkpoint == REFERENCE and evaluation is None:
         evaluation = reference_evaluation()
     if memory_budget is not None:
-        job = _within(job, memory_budget, mmproj, calibration)
-    _refuse_bad_pictures(job, calibration)
+        job = _within(job, memory_budget, mmproj, given)
+        given.require(job.plan)
     _forecast(job)
     with ProgressBars() as progress:
-        report = build_bundle(job, out, evaluation, no_check, progress, calibration)
+        report = build_bundle(job, out, evaluation, no_check, progress, given)
     _tell(out, report, as_json)
     _figures(time.monotonic() - started)
 
@@ -72,14 +78,16 @@ def build_bundle(
     evaluation: Path | None,
     no_check: bool,
     progress: Progress,
-    calibration: Path | None = None,
+    given: Calibration | None = None,
 ) -> Report | None:
     """Build into `out`; returns the report, or None for a bundle left unchecked.
 
     Raises: CheckFailedError, with the report left beside where the bundle would be.
     """
+    from mllm_export.commands.calibrating import Calibration
     from mllm_export.export.build import build as run_build
 
+    given = given or Calibration()
     reports: list[Report] = []
 
     def finish(bundle: Bundle, float_tower: Path | None) -> Literal["passed", "unchecked"]:
@@ -95,29 +103,32 @@ def build_bundle(
         from mllm_export.export.child import run_in_child
 
         spec = job.plan.spec
-        run_in_child("calibration", pixels_stage, spec, calibration, pixels, progress=progress)
+        questions = given.questions
+        run_in_child("calibration", pixels_stage, spec, questions, pixels, progress=progress)
 
-    run_build(job.plan, job.reading, job.checkpoint, job.target, out, finish, progress, calibrate)
+    run_build(
+        job.plan,
+        job.reading,
+        job.checkpoint,
+        job.target,
+        out,
+        finish,
+        progress,
+        calibrate,
+        given.calibrated(job),
+    )
     return reports[0] if reports else None
 
 
-def _within(job: Job, memory_budget: str, mmproj: bool, calibration: Path | None) -> Job:
+def _within(job: Job, memory_budget: str, mmproj: bool, given: Calibration) -> Job:
     """The job with what loses least in that memory."""
     from mllm_export.commands.budgeting import spend_budget
     from mllm_export.terminal import ProgressBars, stderr
 
     with ProgressBars() as progress:
-        spent, table = spend_budget(job, memory_budget, mmproj, calibration, progress)
+        spent, table = spend_budget(job, memory_budget, mmproj, given, progress)
     stderr().print(table)
     return spent
-
-
-def _refuse_bad_pictures(job: Job, calibration: Path | None) -> None:
-    """Before a weight is read."""
-    from mllm_export.device_tests.samples import read_calibration
-
-    if job.plan.needs_pictures or calibration is not None:
-        read_calibration(calibration)
 
 
 def _forecast(job: Job) -> None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mllm_export.checkpoint import Checkpoint
     from mllm_export.export.family import Reading
     from mllm_export.export.target import Target
-    from mllm_export.plan import Plan
+    from mllm_export.plan import Importance, Plan
 
 REFERENCE = "reference"
 SHIPPED = {REFERENCE: "data", "reference-phi": "data_llava_phi"}
@@ -49,7 +49,12 @@ class Job:
 
 
 def plan_job(
-    name: str, target: str, recipe: str | None, vision_tower: str | None, mmproj: bool
+    name: str,
+    target: str,
+    recipe: str | None,
+    vision_tower: str | None,
+    mmproj: bool,
+    importance: Importance = "none",
 ) -> Job:
     """Read, cover and plan; everything that can be refused before a weight is read is refused."""
     from mllm_export.export.family import cover, read_spec
@@ -62,5 +67,5 @@ def plan_job(
     checkpoint = open_checkpoint(name, vision_tower)
     reading = read_spec(checkpoint)
     dropped = cover(checkpoint, reading)
-    plan = make_plan(reading, device, chosen, dropped=dropped, mmproj=mmproj)
+    plan = make_plan(reading, device, chosen, dropped=dropped, mmproj=mmproj, importance=importance)
     return Job(checkpoint=checkpoint, reading=reading, target=device, plan=plan)

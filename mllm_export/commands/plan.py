@@ -10,6 +10,7 @@ from mllm_export.commands.arguments import (
     BudgetOption,
     CalibrationOption,
     CheckpointArgument,
+    ImatrixOption,
     JsonOption,
     MmprojOption,
     RecipeOption,
@@ -31,19 +32,23 @@ def plan(
     mmproj: MmprojOption = False,
     memory_budget: BudgetOption = None,
     calibration: CalibrationOption = None,
+    imatrix: ImatrixOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a build would write, with predicted sizes and memory."""
     from mllm_export.commands.budgeting import spend_budget
+    from mllm_export.commands.calibrating import Calibration
     from mllm_export.commands.opening import plan_job
     from mllm_export.records import to_json
     from mllm_export.terminal import ProgressBars, mib, stdout
 
-    job = plan_job(checkpoint, target, recipe, vision_tower, mmproj)
+    given = Calibration(questions=calibration, imatrix=imatrix)
+    job = plan_job(checkpoint, target, recipe, vision_tower, mmproj, given.importance)
+    given.require(job.plan)
     table = None
     if memory_budget is not None:
         with ProgressBars() as progress:
-            job, table = spend_budget(job, memory_budget, mmproj, calibration, progress)
+            job, table = spend_budget(job, memory_budget, mmproj, given, progress)
     if as_json:
         typer.echo(to_json(job.plan), nl=False)
         return
@@ -59,14 +64,21 @@ def plan(
 
 
 def summary(plan: Plan) -> tuple[str, ...]:
-    """Sizes and device memory in two lines."""
+    """Sizes, how values are chosen, and device memory in three lines."""
     from mllm_export.terminal import mib
 
     sizes = ", ".join(f"{a.path} {mib(a.size_bytes)} ({a.scheme})" for a in plan.artifacts)
+    methods = ", then ".join(plan.decoder_methods) or "round to nearest"
+    matrix = {
+        "none": "",
+        "calibration": ", weighed on calibration",
+        "file": ", weighed by --imatrix",
+    }
     return (
         f"Artifacts: {sizes}",
+        f"Decoder: {methods}{matrix[plan.decoder_importance]}",
         f"On the device: {mib(plan.device_memory_bytes)} at {plan.context_tokens} tokens of "
-        f"context, KV cache {mib(plan.kv_cache_bytes)} of it",
+        f"context, KV cache {mib(plan.kv_cache_bytes)} of it ({plan.kv_type})",
     )
 
 

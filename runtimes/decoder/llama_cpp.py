@@ -11,11 +11,11 @@ import llama_cpp
 import numpy as np
 
 from mllm_export.errors import EngineError
+from mllm_export.kv_cache import KvType
 from mllm_export.runtimes.decoder import _library
 from mllm_export.runtimes.decoder._batches import Chunk, cut, make_batch
 from mllm_export.runtimes.decoder._handles import (
     BATCH_ROWS,
-    KvType,
     check_sizes,
     free,
     open_context,
