@@ -116,7 +116,8 @@ class DecoderRows:
 
         def replace(weights: Mapping[str, Floats]) -> None:
             read = made.taken(lambda name: weights[name])
-            observer.replace({name: np.array(read(name)) for name in observer.names()})
+            given = [name for name in observer.names() if made.parameter(name) in weights]
+            observer.replace({name: np.array(read(name)) for name in given})
 
         inputs = {made.parameter(name): one for name, one in observer.inputs().items()}
         return ObservedLayer(inputs=inputs, replace=replace)

@@ -1,6 +1,5 @@
 """Recipes and layouts against llama.cpp's own quantizer, run in its library on a file of ours."""
 
-import ctypes
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +13,7 @@ from mllm_export.export.parts import DECODERS
 from mllm_export.export.random_checkpoint import random_tensor
 from mllm_export.quantize.recipe import Recipe, Rule, load_recipe
 from mllm_export.spec import RopeScaling
+from tests.quantize.upstream_quantize import FILE_TYPES, llama_quantize
 
 LLAMA3 = RopeScaling(
     kind="llama3",
@@ -32,29 +32,6 @@ SPECS = {
 }
 DEEP = {"layers": 16, "mlp_width": 256}
 """Enough layers for a first sixteenth."""
-
-FILE_TYPES = {
-    "f16": 1,
-    "q4_0": 2,
-    "int4": 2,
-    "q4_1": 3,
-    "q8_0": 7,
-    "int8": 7,
-    "q5_0": 8,
-    "q5_1": 9,
-    "q2_k": 10,
-    "q3_k_s": 11,
-    "q3_k_m": 12,
-    "q3_k_l": 13,
-    "q4_k_s": 14,
-    "q4_k_m": 15,
-    "q5_k_s": 16,
-    "q5_k_m": 17,
-    "q6_k": 18,
-    "iq4_nl": 25,
-    "iq4_xs": 30,
-}
-"""Source: llama.h, enum llama_ftype."""
 
 WITH_IMATRIX = [name for name in FILE_TYPES if name not in {"int4", "int8", "f16"}]
 """int4 and int8 are llama-quantize's choices without an importance matrix."""
@@ -95,27 +72,6 @@ def write(path, spec, recipe, importance=None):
     return path
 
 
-def llama_quantize(source, target, file_type, importance=None):
-    import llama_cpp
-
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = file_type
-    params.nthread = 2
-    floats = ctypes.POINTER(ctypes.c_float)
-    rows = [
-        llama_cpp.llama_model_imatrix_data(name.encode(), costs.ctypes.data_as(floats), costs.size)
-        for name, costs in (importance or {}).items()
-    ]
-    table = (llama_cpp.llama_model_imatrix_data * (len(rows) + 1))(*rows)
-    if rows:
-        params.imatrix = table
-    failed = llama_cpp.llama_model_quantize(
-        str(source).encode(), str(target).encode(), ctypes.byref(params)
-    )
-    assert not failed
-    return target
-
-
 def assert_same_types_and_bytes(name, spec, importance, folder):
     source = write(folder / "f32.gguf", spec, one_layout("F32"))
     quantized = llama_quantize(source, folder / "theirs.gguf", FILE_TYPES[name], importance)
@@ -149,7 +105,7 @@ def test_types_and_bytes_equal_llama_quantizes_with_an_importance_matrix(name, t
 
 
 @pytest.mark.parametrize("shape", ["rows-of-32", "ragged-rows", "tied"])
-@pytest.mark.parametrize("name", ["q4_0", "q4_k_m", "q6_k"])
+@pytest.mark.parametrize("name", ["q4_0", "q8_0", "q4_k_m", "q6_k"])
 def test_an_importance_matrix_is_used_after_a_fallback_too(name, shape, tmp_path):
     spec = replace(DECODERS["llama"].tiny(), **SPECS[shape])
     assert_same_types_and_bytes(name, spec, importance_of(spec), tmp_path)
