@@ -20,7 +20,7 @@ from mllm_export.device_tests.reference import REFERENCES
 from mllm_export.device_tests.samples import reference_calibration
 from mllm_export.device_tests.stored import FLOATS, read_gguf
 from mllm_export.errors import CheckError, PlanError
-from mllm_export.export.artifact import Work
+from mllm_export.export.artifact import Calibrated, Work
 from mllm_export.export.artifacts.gguf import write_decoder_stage
 from mllm_export.export.decoder_calibrated import FOLDS, IMATRIX
 from mllm_export.export.decoder_plan import plan_decoder_tensors
@@ -65,8 +65,9 @@ def write(folder, recipe, name="reference", importance="none", questions=None, i
         reading=job.reading,
         source=source,
         folder=folder,
-        observe=partial(observe_decoder, source, plan.spec.family, questions),
-        imatrix=imatrix,
+        calibrated=Calibrated(
+            observe=partial(observe_decoder, source, plan.spec.family, questions), imatrix=imatrix
+        ),
     )
     artifact = plan.artifact("decoder")
     write_decoder_stage(work, artifact, silent)
