@@ -15,6 +15,7 @@ from mllm_export.device_tests.greedy import draft_tokens
 from mllm_export.device_tests.questions import NASTY, WITH_MARKERS, WITH_SPECIAL
 from mllm_export.device_tests.reference import Floats, Forced
 from mllm_export.device_tests.subject import Answer, Subject
+from mllm_export.errors import BundleError
 from mllm_export.records import record, to_json
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def write_golden(folder: Path, oracle: LiveOracle, subject: Subject) -> None:
         samples=tuple(samples),
     )
     (folder / JSON).write_text(to_json(golden), encoding="utf-8")
-    _save(folder / VALUES, values)
+    save_values(folder / VALUES, values)
 
 
 def _chosen(oracle: LiveOracle, subject: Subject) -> list[AnswerCase]:
@@ -139,7 +140,17 @@ def _sample(
     )
 
 
-def _save(path: Path, arrays: dict[str, Floats]) -> None:
+def load_values(path: Path) -> dict[str, Floats]:
+    """Every array of a golden file. Raises: BundleError for one that cannot be read."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as failure:
+        raise BundleError(f"{path}: cannot be read ({failure})") from failure
+
+
+def save_values(path: Path, arrays: dict[str, Floats]) -> None:
+    """The same values give the same bytes."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, values in sorted(arrays.items()):
             data = io.BytesIO()

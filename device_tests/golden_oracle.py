@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
-
-import numpy as np
 
 from mllm_export.device_tests.cases import (
     AnswerCase,
@@ -15,10 +12,16 @@ from mllm_export.device_tests.cases import (
     PromptCase,
     TowerCase,
 )
-from mllm_export.device_tests.golden import JSON, VALUES, Golden, GoldenSample, answer_tokens
+from mllm_export.device_tests.golden import (
+    JSON,
+    VALUES,
+    Golden,
+    GoldenSample,
+    answer_tokens,
+    load_values,
+)
 from mllm_export.device_tests.greedy import Greedy, draft_tokens
 from mllm_export.device_tests.pictures import Picture, file_picture
-from mllm_export.device_tests.reference import Floats
 from mllm_export.device_tests.samples import Question
 from mllm_export.device_tests.subject import Subject
 from mllm_export.errors import BundleError
@@ -37,20 +40,13 @@ class GoldenOracle:
                 f"{folder} holds no golden files; check against the original with --against"
             )
         self._golden = from_json(Golden, file.read_bytes(), file, BundleError)
-        self._values = self._load(folder / VALUES)
+        self._values = load_values(folder / VALUES)
         self.title = f"golden files of the bundle, from: {self._golden.reference}"
         self.samples_title = f"{len(self._golden.samples)} golden samples"
         self.trained = self._golden.trained
         self.stop_ids = self._golden.stop_ids
         self.stop_strings = self._golden.stop_strings
         self.bos_id = self._golden.bos_id
-
-    def _load(self, path: Path) -> dict[str, Floats]:
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-        except (OSError, ValueError, zipfile.BadZipFile) as failure:
-            raise BundleError(f"{path}: cannot be read ({failure})") from failure
 
     def _picture(self, sample: GoldenSample) -> Picture:
         return file_picture(sample.picture, self._folder / sample.picture)

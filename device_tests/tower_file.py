@@ -11,11 +11,13 @@ from mllm_export.device_tests.profile import Kind
 from mllm_export.device_tests.reference import Floats
 from mllm_export.device_tests.stored import Stored
 from mllm_export.errors import CheckError
-from mllm_export.runtimes.engines import VisionEngine
-from mllm_export.spec import ModelSpec
+from mllm_export.runtimes.engines import GraphRun, VisionEngine
+from mllm_export.spec import ImageSpec, ModelSpec
 
 Embed = Callable[[Floats], Floats]
 """Pixels f32[1, 3, S, S] to embeddings f32[T, D]."""
+
+GraphOpener = Callable[[], GraphRun]
 
 
 class TowerFile(Protocol):
@@ -35,6 +37,9 @@ class TowerFile(Protocol):
 
     def more(self, path: Path, spec: ModelSpec) -> Mapping[str, Callable[[], Embed]]:
         """Further ways to run the same file, each opened only when it is measured."""
+
+    def more_graphs(self, path: Path, image: ImageSpec | None) -> Mapping[str, GraphOpener]:
+        """As `more`, for a graph of an encoder alone; see VisionEngine.open_graph."""
 
     def notes(self, path: Path) -> tuple[str, ...]:
         """What a reader of the report should know of it."""

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from fnmatch import filter as fnmatch_filter
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mllm_export.bundle import BundleFile, FileRole, describe_file
 from mllm_export.checkpoint import Checkpoint
-from mllm_export.embedder import (
-    IMAGE_FILE,
-    TEXT_FILE,
-    TOKENIZER_FILE,
-    EmbedderManifest,
-    EmbedderPlan,
-)
+from mllm_export.embedder import TOKENIZER_FILE, EmbedderManifest, EmbedderPlan
 from mllm_export.errors import PlanError
-from mllm_export.export.artifact import part_reader
+from mllm_export.export.artifact import ARTIFACTS, GraphArtifact, graph_sources
 from mllm_export.export.build import sync, tool_versions
-from mllm_export.export.child import run_in_child
-from mllm_export.export.embedder_graphs import image_graph, text_graph
+from mllm_export.export.embedder_graphs import EmbedderSource, embedder_graph
 from mllm_export.export.embedder_parts import EmbedderReading
 from mllm_export.export.embedder_tokenizer import write_tokenizer_json
 from mllm_export.export.forecast import tower_activation_bytes
-from mllm_export.export.graph import Graph
 from mllm_export.export.partial import partial_folder
-from mllm_export.export.stored import stored_shape
-from mllm_export.plan import ArtifactPlan, Role, TensorPlan
+from mllm_export.export.tower_job import observes
+from mllm_export.export.tower_plan import planned_schemes
+from mllm_export.plan import ArtifactPlan, Role
 from mllm_export.progress import Progress, silent
+from mllm_export.quantize.tower_scheme import tower_scheme
 from mllm_export.records import to_json
 from mllm_export.weights import Dropped
 
@@ -37,7 +32,7 @@ if TYPE_CHECKING:
     from mllm_export.quantize.recipe import Recipe
 
 RECIPE = "f16"
-"""Of the built-in recipes the one that leaves towers in float32."""
+"""What an encoder alone is built with where none is named: towers in float."""
 
 Finish = Callable[[Path, EmbedderManifest], Literal["passed", "unchecked"]]
 """Checks the folder of a bundle that stands; raises to have nothing left behind."""
@@ -48,29 +43,29 @@ def plan_embedder(
 ) -> EmbedderPlan:
     """Decide everything the build does; no weight is read.
 
-    Raises: PlanError for a recipe that quantizes towers, and for a device that is too small.
+    Raises: PlanError for a recipe that needs calibration, a target that has no format for a
+    graph alone, and for a device that is too small.
     """
     spec = reading.spec
-    if recipe.tower_scheme != "f32" or recipe.tower:
+    artifacts = tuple(_artifacts(reading, target, recipe))
+    used = {s for a in artifacts if a.format == "onnx" for s in planned_schemes(a.tensors).values()}
+    if observes(used, recipe.tower_smoothing):
         raise PlanError(
-            f"recipe '{recipe.name}' stores towers as {recipe.tower_scheme}; an encoder alone is "
-            f"built in f32 only, give --recipe {RECIPE}"
+            f"recipe '{recipe.name}' calibrates 8-bit activations on pictures, and a text tower "
+            "has none: an encoder alone is built without; give --recipe int8"
         )
-    graphs: list[tuple[Role, str, Graph]] = [("tower", IMAGE_FILE, image_graph(spec))]
-    if spec.text is not None:
-        graphs.append(("text_tower", TEXT_FILE, text_graph(spec.text)))
-    sources = {t.part: reading.weights.part(t.part) for t in reading.weights.takes}
-    artifacts = tuple(_artifact(role, path, graph, sources) for role, path, graph in graphs)
-    size_bytes = sum(artifact.size_bytes for artifact in artifacts)
+    int8 = any(tower_scheme(name).kind == "int8" for name in used)
     plan = EmbedderPlan(
         spec=spec,
         target=target.name,
         recipe=recipe.name,
         profile="default",
-        vision_preset="",
+        vision_engine=target.vision_engine,
+        vision_preset=target.vision_preset if int8 else "",
         artifacts=artifacts,
         dropped=tuple(f"{d.source}: {d.why}" for d in dropped),
-        device_memory_bytes=size_bytes + tower_activation_bytes(spec.encoder),
+        device_memory_bytes=sum(a.size_bytes for a in artifacts)
+        + tower_activation_bytes(spec.encoder),
     )
     if plan.device_memory_bytes > target.memory_mib << 20:
         raise PlanError(
@@ -78,6 +73,34 @@ def plan_embedder(
             f"{target.name} allows {target.memory_mib} MiB; choose another target"
         )
     return plan
+
+
+def _artifacts(reading: EmbedderReading, target: Target, recipe: Recipe) -> Iterator[ArtifactPlan]:
+    """Both towers, in the target's first format that holds any graph."""
+    formats = (ARTIFACTS[name] for name in target.formats)
+    chosen = next((one for one in formats if isinstance(one, GraphArtifact)), None)
+    if chosen is None:
+        raise PlanError(
+            f"target {target.name} builds {', '.join(target.formats)}, of which none holds an "
+            "encoder alone; choose a target with onnx or coreml"
+        )
+    roles: tuple[Role, ...] = ("tower",) if reading.spec.text is None else ("tower", "text_tower")
+    graphs = {role: embedder_graph(reading.spec, role) for role in roles}
+    for role, graph in graphs.items():
+        others = [name for one in graphs.values() if one is not graph for name in one.stored()]
+        sources = graph_sources(reading.weights, graph)
+        yield chosen.plan_graph(graph, role, sources, target, _for_one(recipe, others))
+
+
+def _for_one(recipe: Recipe, others: Sequence[str]) -> Recipe:
+    """The recipe for one graph: a rule that takes something of the other may take nothing here."""
+    return replace(
+        recipe,
+        tower=tuple(
+            replace(rule, optional=rule.optional or bool(fnmatch_filter(others, rule.tensors)))
+            for rule in recipe.tower
+        ),
+    )
 
 
 def build_embedder(
@@ -93,12 +116,12 @@ def build_embedder(
     Raises: BuildError for a folder that exists, a full disk, or a stage that died; whatever
     `finish` raises.
     """
-    with partial_folder(out, plan.size_bytes) as folder:
+    with partial_folder(out, _needed_bytes(plan)) as folder:
+        source = EmbedderSource(folder=checkpoint.path, reading=reading)
         for artifact in plan.artifacts:
-            run_in_child(
-                artifact.role, write_graph_stage, checkpoint.path, reading, artifact, folder,
-                progress=progress,
-            )  # fmt: skip
+            entry = ARTIFACTS[artifact.format]
+            assert isinstance(entry, GraphArtifact), "only such formats are planned"
+            entry.write_graph(source, artifact, folder, plan.vision_preset, progress)
         if plan.spec.text is not None:
             (folder / TOKENIZER_FILE).parent.mkdir()
             write_tokenizer_json(checkpoint.path, folder / TOKENIZER_FILE)
@@ -109,43 +132,6 @@ def build_embedder(
         sync(folder)
         folder.rename(out)
     return manifest
-
-
-def write_graph_stage(
-    source: Path, reading: EmbedderReading, artifact: ArtifactPlan, folder: Path, progress: Progress
-) -> None:
-    """One tower as ONNX."""
-    from mllm_export.export.formats.onnx import write_graph
-
-    checkpoint, spec = Checkpoint(source), reading.spec
-    parts = ("text",) if artifact.role == "text_tower" else ("tower", "head")
-    is_text = artifact.role == "text_tower" and spec.text is not None
-    graph = text_graph(spec.text) if is_text and spec.text else image_graph(spec)
-    readers = [part_reader(checkpoint, reading.weights.part(part)) for part in parts]
-    write_graph(folder / artifact.path, graph, readers, progress)
-
-
-def _artifact(
-    role: Role, path: str, graph: Graph, sources: Mapping[str, Mapping[str, str]]
-) -> ArtifactPlan:
-    tensors = tuple(
-        TensorPlan(
-            name=prefix + name,
-            sources=(sources[prefix.removesuffix(".")][name],),
-            shape=stored_shape(name, shape),
-            scheme="f32",
-            size_bytes=4 * _count(shape),
-        )
-        for prefix, parameters in graph.parts
-        for name, shape in parameters.items()
-    )
-    return ArtifactPlan(role=role, path=path, format="onnx", scheme="f32", tensors=tensors)
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    from math import prod
-
-    return prod(shape)
 
 
 def _manifest(
@@ -162,6 +148,7 @@ def _manifest(
         target=plan.target,
         recipe=plan.recipe,
         profile=plan.profile,
+        vision_engine=plan.vision_engine,
         checked="unchecked",
         files=_files(plan, folder),
         sources=checkpoint.sources(False),
@@ -169,9 +156,16 @@ def _manifest(
     )
 
 
+def _needed_bytes(plan: EmbedderPlan) -> int:
+    """The artifacts, and the largest one's float graph while it is quantized."""
+    return plan.size_bytes + 8 * max(artifact.size_bytes for artifact in plan.artifacts)
+
+
 def _files(plan: EmbedderPlan, folder: Path) -> tuple[BundleFile, ...]:
     roles: dict[str, FileRole] = {a.path: a.role for a in plan.artifacts}
-    roles[TOKENIZER_FILE] = "tokenizer"
+    roles |= {"tokenizer": "tokenizer", "golden": "golden"}
     found = sorted(p for p in folder.rglob("*") if p.is_file())
     names = [path.relative_to(folder).as_posix() for path in found]
-    return tuple(describe_file(folder, name, roles.get(name, "report")) for name in names)
+    return tuple(
+        describe_file(folder, name, roles.get(name.split("/", 1)[0], "report")) for name in names
+    )

@@ -15,7 +15,6 @@ import numpy as np
 from mllm_export.errors import BuildError
 from mllm_export.export.coreml_tools import without_bars
 from mllm_export.export.mil_program import MODEL_FILE, Array, MilProgram, read_program, read_spec
-from mllm_export.export.stored import is_matrix_name
 from mllm_export.records import from_json, record, to_json
 
 if TYPE_CHECKING:
@@ -141,7 +140,8 @@ def _fingerprint(values: Array) -> str:
 
 
 def _held(path: Path, name: str, values: Array, constants: Mapping[str, str]) -> Held:
-    turned = values.T if values.ndim == 2 and is_matrix_name(name) else values
+    # Tables are looked up as they are; what is multiplied may stand either way round.
+    turned = values.T if values.ndim == 2 and "embedding" not in name else values
     with np.errstate(over="ignore"):
         forms = [
             form.astype(width)

@@ -1,4 +1,4 @@
-"""Which tensors the Core ML tower stores, how, and how large: no weights, no graph."""
+"""Which tensors a Core ML package stores, how, and how large: no weights, no graph."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from math import prod
 
-from mllm_export.errors import RecipeError
+from mllm_export.errors import PlanError, RecipeError
 from mllm_export.export.coreml_options import CoremlOptions
 from mllm_export.export.coreml_scheme import COREML_SCHEMES, FLOAT, coreml_word, require_opset
+from mllm_export.export.graph import Graph, tower_graph
 from mllm_export.export.stored import is_linear, is_matrix_name, stored_shape
-from mllm_export.export.vision_parts import vision_parts
 from mllm_export.plan import TensorPlan
 from mllm_export.quantize.tower_recipe import TowerRule, tower_rules
 from mllm_export.spec import VisionSpec
@@ -27,13 +27,31 @@ def plan_coreml_tensors(
     rules: Sequence[TowerRule] = (),
     recipe: str = "",
 ) -> tuple[TensorPlan, ...]:
+    """Tower and projector; see `plan_coreml_graph`."""
+    return plan_coreml_graph(tower_graph(vision), sources, word, options, rules, recipe)
+
+
+def plan_coreml_graph(
+    graph: Graph,
+    sources: Mapping[str, str],
+    word: str,
+    options: CoremlOptions,
+    rules: Sequence[TowerRule] = (),
+    recipe: str = "",
+) -> tuple[TensorPlan, ...]:
     """One row per published tensor, named and laid out as in the ONNX file.
 
     `sources` gives each tensor's name in the checkpoint, by its name with its prefix; `word` is
     the recipe's. Raises: PlanError for a scheme that Core ML, or the target's system, lacks.
     """
+    if graph.resizes_positions:
+        raise PlanError(
+            "the table of positions is stored for another image size than this model's: in a "
+            "Core ML package only its resized copy would stand, and could not be held against "
+            "the checkpoint; choose a checkpoint of this size, or a target with ONNX"
+        )
     ordered = tower_rules(rules, word, f"recipe '{recipe}'")
-    parts = vision_parts(vision)
+    parts = graph.parts
     names = [prefix + name for prefix, parameters in parts for name in parameters]
     require_used(recipe, ordered, names)
     rows = []

@@ -1,20 +1,22 @@
-"""Where a program leaves float16's range, found by running it on pictures in float32."""
+"""Where a program leaves float16's range, found by running it on pictures, or ids, in float32."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from importlib.resources import files
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mllm_export.export.mil_evaluator import Evaluator
 from mllm_export.export.mil_program import read_program
-from mllm_export.spec import ImageInput, ImageSpec
+from mllm_export.spec import ImageSpec
 
 if TYPE_CHECKING:
+    from mllm_export.export.graph import Graph
     from mllm_export.export.mil_program import Operation
 
 _LIMIT = float(np.finfo(np.float16).max) / 2
@@ -23,8 +25,11 @@ _LIMIT = float(np.finfo(np.float16).max) / 2
 _PICTURES = ("003", "014")
 """Of the reference's calibration pictures: a drawn scene and digits."""
 
+_TEXTS = 4
+"""Rows of ids that a text tower is run on."""
 
-def overflowing(package: Path, inputs: Sequence[ImageInput]) -> tuple[str, ...]:
+
+def overflowing(package: Path, graph: Graph) -> tuple[str, ...]:
     """Names, before their cast to float16, of the operations that leave the range on a probe."""
     evaluator = Evaluator(read_program(package), "float32")
     found: dict[str, None] = {}
@@ -33,10 +38,22 @@ def overflowing(package: Path, inputs: Sequence[ImageInput]) -> tuple[str, ...]:
         if not peak <= _LIMIT:  # not a number counts too
             found[operation.name.removesuffix("_cast_fp16")] = None
 
-    for levels in zip(*(probes(one.image) for one in inputs), strict=True):
-        pairs = zip(inputs, levels, strict=True)
-        evaluator.run({one.name: levels_for(evaluator, one.image, at) for one, at in pairs}, note)
+    for given in _inputs(evaluator, graph):
+        evaluator.run(given, note)
     return tuple(found)
+
+
+def _inputs(evaluator: Evaluator, graph: Graph) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    if graph.images:
+        for levels in zip(*(probes(image) for image in graph.images.values()), strict=True):
+            pairs = zip(graph.images.items(), levels, strict=True)
+            yield {name: levels_for(evaluator, image, at) for (name, image), at in pairs}
+        return
+    for name, shape in graph.inputs.items():
+        count = prod(shape)
+        # Every id of a small vocabulary, and evenly spread ones of a large.
+        ids = np.linspace(0, graph.vocab - 1, _TEXTS * count).astype(np.int64)
+        yield from ({name: row.reshape(shape)} for row in ids.reshape(_TEXTS, count))
 
 
 def kept_in_float32(package: Path) -> tuple[str, ...]:

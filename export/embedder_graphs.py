@@ -3,17 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mllm_export.checkpoint import Checkpoint
 from mllm_export.embedder import EmbedderSpec, TextTowerSpec
-from mllm_export.export.embedder_parts import HEAD, HEADS, TEXT, TEXT_TOWERS
-from mllm_export.export.graph import Graph
-from mllm_export.export.parts import ENCODERS
+from mllm_export.export.artifact import graph_readers
+from mllm_export.export.embedder_parts import HEAD, HEADS, TEXT, TEXT_TOWERS, EmbedderReading
+from mllm_export.export.graph import Graph, resizes_positions
+from mllm_export.export.parts import ENCODERS, Reader
 from mllm_export.export.stored import TOWER
 from mllm_export.export.vision_parts import below
+from mllm_export.plan import Role
+from mllm_export.records import record
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def embedder_graph(spec: EmbedderSpec, role: Role) -> Graph:
+    """The graph of one artifact."""
+    if role == "text_tower":
+        assert spec.text is not None, "a text tower is planned where there is one"
+        return text_graph(spec.text)
+    return image_graph(spec)
+
+
+@record
+class EmbedderSource:
+    """Graphs and weights of an encoder alone; see `GraphSource`."""
+
+    folder: Path
+    reading: EmbedderReading
+
+    def graph(self, role: Role) -> Graph:
+        """Image tower with its head, or text tower."""
+        return embedder_graph(self.reading.spec, role)
+
+    def readers(self, role: Role) -> tuple[Reader, ...]:
+        """Of each part of that graph."""
+        checkpoint = Checkpoint(self.folder)
+        return graph_readers(checkpoint, self.reading.weights, self.graph(role))
 
 
 def image_graph(spec: EmbedderSpec) -> Graph:
@@ -29,7 +59,8 @@ def image_graph(spec: EmbedderSpec) -> Graph:
     return Graph(
         name="image",
         inputs={"pixel_values": (1, 3, size_px, size_px)},
-        integer=False,
+        images={"pixel_values": spec.encoder.image},
+        resizes_positions=resizes_positions(spec.encoder),
         output="image_embeds",
         output_shape=(1, spec.embed_width),
         parts=(
@@ -46,7 +77,7 @@ def text_graph(spec: TextTowerSpec) -> Graph:
     return Graph(
         name="text",
         inputs={"input_ids": (1, spec.context_tokens)},
-        integer=True,
+        vocab=spec.vocab,
         output="text_embeds",
         output_shape=(1, spec.embed_width),
         parts=((TEXT, tower.parameters(spec)),),

@@ -1,8 +1,8 @@
 """Attention written out, as one operation.
 
-    mul(q, d ** -0.5) -> matmul(k^T) -> softmax -> matmul(v)
+    mul(q, d ** -0.5) -> matmul(k^T) [-> add(mask)] -> softmax -> matmul(v)
 becomes
-    scaled_dot_product_attention(q, k, v)
+    scaled_dot_product_attention(q, k, v [, mask])
 
 Core ML has that operation from iOS 18 and macOS 15 on, and does not take a scale of its own.
 Source: apple/coremltools, converters/mil/mil/ops/defs/iOS18/transformers.py.
@@ -35,6 +35,9 @@ def _fuse(graph: Graph, softmax: Any) -> bool:
     (scores, axis), users = softmax.args[:2], list(softmax.users)
     if axis not in (-1, 3) or len(users) != 1 or not _is(users[0], "matmul"):
         return False
+    masks = ()
+    if _is(scores, "add"):
+        scores, *masks = scores.args
     after = 1.0
     if _is(scores, "mul") and isinstance(scores.args[1], float):
         scores, after = scores.args
@@ -54,7 +57,7 @@ def _fuse(graph: Graph, softmax: Any) -> bool:
             query = graph.call_function(torch.ops.aten.mul.Tensor, (query, rest))
         whole = graph.call_function(
             torch.ops.aten.scaled_dot_product_attention.default,
-            (query, turned.args[0], users[0].args[1]),
+            (query, turned.args[0], users[0].args[1], *masks),
         )
     whole.meta = dict(users[0].meta)
     users[0].replace_all_uses_with(whole)

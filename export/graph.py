@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mllm_export.export.stored import stored_shapes
@@ -13,7 +13,7 @@ from mllm_export.weights import Shape
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mllm_export.spec import VisionSpec
+    from mllm_export.spec import EncoderSpec, ImageSpec, VisionSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +23,23 @@ class Graph:
     name: str
     inputs: Mapping[str, Shape]
     """Name to shape, in the order that `apply` is given them."""
-    integer: bool
-    """Whether the inputs are ids (i64) and not f32."""
     output: str
     output_shape: Shape
     parts: tuple[tuple[str, Mapping[str, Shape]], ...]
     """Prefix in the file, and published names with shapes."""
     apply: Callable[[Mapping[str, Tensor], Sequence[Tensor]], Tensor]
     """Stored weights by name in the file, and the inputs, to the output."""
+    images: Mapping[str, ImageSpec] = field(default_factory=dict)
+    """What each input's pixels are made of; empty where the inputs are ids (i64)."""
+    vocab: int = 0
+    """Ids in the input are below this."""
+    resizes_positions: bool = False
+    """Whether the stored table of positions is of another grid than the image's."""
+
+    @property
+    def integer(self) -> bool:
+        """Whether the inputs are ids (i64) and not f32."""
+        return not self.images
 
     def stored(self) -> dict[str, Shape]:
         """Name in the file to stored shape, in order."""
@@ -44,9 +53,15 @@ def tower_graph(vision: VisionSpec) -> Graph:
     return Graph(
         name="tower",
         inputs=vision.input_shapes,
-        integer=False,
+        images={one.name: one.image for one in vision.image_inputs},
+        resizes_positions=any(resizes_positions(encoder) for encoder in vision.encoders),
         output="image_embeds",
         output_shape=(vision.projector.tokens_out, vision.projector.out_width),
         parts=vision_parts(vision),
         apply=lambda weights, given: embed(vision, weights, given),
     )
+
+
+def resizes_positions(encoder: EncoderSpec) -> bool:
+    """See `Graph.resizes_positions`."""
+    return encoder.position_grid not in (None, 0, encoder.grid)

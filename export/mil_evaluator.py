@@ -59,10 +59,10 @@ class Evaluator:
         self._constants: dict[str, Any] = {}
         self._last_use = _last_uses(program)
 
-    def run(self, given: Mapping[str, npt.NDArray[np.float32]], watch: Watch | None = None) -> Any:
+    def run(self, given: Mapping[str, npt.NDArray[Any]], watch: Watch | None = None) -> Any:
         """The program's one output for its inputs by name, in float32.
 
-        Shapes: f32[1, 3, S, S] each -> f32[T, D]
+        Shapes: f32[1, 3, S, S] each -> f32[T, D], or i64[1, T] -> f32[1, E]
         Raises: EngineError for an input that is missing or of another shape.
         """
         import torch

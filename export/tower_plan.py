@@ -1,4 +1,4 @@
-"""Which tensors the tower's ONNX file stores, and how large: no weights, no graph."""
+"""Which tensors a graph's ONNX file stores, and how large: no weights, no graph."""
 
 from __future__ import annotations
 
@@ -15,19 +15,10 @@ from mllm_export.quantize.tower_recipe import (
 )
 from mllm_export.quantize.tower_scheme import BLOCKS, ENDINGS, QUANTIZED, tower_scheme
 from mllm_export.spec import VisionSpec
+from mllm_export.weights import Shape
 
-
-def tower_tensors(vision: VisionSpec) -> tuple[TowerTensor, ...]:
-    """Every tensor of tower and projector under its stored name, in the file's order."""
-    return tuple(
-        TowerTensor(
-            name=prefix + name,
-            shape=stored_shape(name, shape),
-            is_product=is_linear(name, shape),
-        )
-        for prefix, parameters in vision_parts(vision)
-        for name, shape in parameters.items()
-    )
+Parts = Sequence[tuple[str, Mapping[str, Shape]]]
+"""Prefix in the file, and published names with shapes; see Graph.parts."""
 
 
 def plan_tower_tensors(
@@ -38,16 +29,27 @@ def plan_tower_tensors(
     rules: Sequence[TowerRule] = (),
     recipe: str = "",
 ) -> tuple[TensorPlan, ...]:
-    """One row per stored initializer; `scheme` is for what no rule takes.
-
-    The sources give each parameter's name in the checkpoint; `recipe` is for messages.
-    Raises: RecipeError for a tower rule that takes nothing.
-    """
+    """Tower and projector; see `plan_graph_tensors`."""
     sources = {
         **{TOWER + name: source for name, source in tower_sources.items()},
         **{PROJECTOR + name: source for name, source in projector_sources.items()},
     }
-    tensors = tower_tensors(vision)
+    return plan_graph_tensors(vision_parts(vision), sources, scheme, rules, recipe)
+
+
+def plan_graph_tensors(
+    parts: Parts,
+    sources: Mapping[str, str],
+    scheme: str,
+    rules: Sequence[TowerRule] = (),
+    recipe: str = "",
+) -> tuple[TensorPlan, ...]:
+    """One row per stored initializer, in the file's order; `scheme` is for what no rule takes.
+
+    `sources` gives each tensor's name in the checkpoint, by its stored name; `recipe` is for
+    messages. Raises: RecipeError for a tower rule that takes nothing.
+    """
+    tensors = _tensors(parts)
     ordered = tower_rules(rules, scheme, f"recipe '{recipe}'")
     choices = choose_tower_schemes(recipe, ordered, tensors)
     return tuple(
@@ -61,6 +63,23 @@ def plan_tower_tensors(
         )
         for tensor, choice in zip(tensors, choices, strict=True)
         for part in tower_scheme(choice.scheme).parts(tensor.shape)
+    )
+
+
+def tower_tensors(vision: VisionSpec) -> tuple[TowerTensor, ...]:
+    """Every tensor of tower and projector under its stored name, in the file's order."""
+    return _tensors(vision_parts(vision))
+
+
+def _tensors(parts: Parts) -> tuple[TowerTensor, ...]:
+    return tuple(
+        TowerTensor(
+            name=prefix + name,
+            shape=stored_shape(name, shape),
+            is_product=is_linear(name, shape),
+        )
+        for prefix, parameters in parts
+        for name, shape in parameters.items()
     )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from mllm_export.bundle import MANIFEST, BundleFile, check_file
+from mllm_export.bundle import MANIFEST, BundleFile, FileRole, check_file
 from mllm_export.checkpoint import SourceFile
 from mllm_export.errors import BundleError, SpecError
 from mllm_export.plan import ArtifactPlan
@@ -17,7 +17,7 @@ SCHEMA = 1
 JOB = "embedder"
 """Stands in bundle.json, and tells an encoder's bundle from an answering model's."""
 
-IMAGE_FILE, TEXT_FILE, TOKENIZER_FILE = "image.onnx", "text.onnx", "tokenizer/tokenizer.json"
+TOKENIZER_FILE = "tokenizer/tokenizer.json"
 
 
 @record
@@ -82,6 +82,8 @@ class EmbedderPlan:
     target: str
     recipe: str
     profile: str
+    vision_engine: str
+    """A file in runtimes/vision."""
     vision_preset: str
     artifacts: tuple[ArtifactPlan, ...]
     dropped: tuple[str, ...]
@@ -106,10 +108,22 @@ class EmbedderManifest:
     target: str
     recipe: str
     profile: str
+    vision_engine: str = "onnx"
+    """A file in runtimes/vision."""
     checked: Literal["passed", "unchecked"]
     files: tuple[BundleFile, ...]
     sources: tuple[SourceFile, ...]
     tools: tuple[tuple[str, str], ...]
+
+    def path(self, folder: Path, role: FileRole) -> Path:
+        """The file of that role, or the folder of an artifact of several.
+
+        Raises: BundleError when there is none.
+        """
+        for file in self.files:
+            if file.role == role:
+                return folder / PurePosixPath(file.path).parts[0]
+        raise BundleError(f"{folder} has no file of role '{role}'")
 
 
 def is_embedder(folder: Path) -> bool:

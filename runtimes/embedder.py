@@ -1,26 +1,20 @@
 """An encoder alone on the device: pictures and texts to embeddings, labels to probabilities.
 
-Needs numpy, Pillow and onnxruntime; for texts also `tokenizers`.
+Needs numpy, Pillow and onnxruntime (on Apple's systems coremltools); for texts also `tokenizers`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnxruntime
+import numpy.typing as npt
 
-from mllm_export.embedder import (
-    IMAGE_FILE,
-    TEXT_FILE,
-    TOKENIZER_FILE,
-    EmbedderManifest,
-    TextTowerSpec,
-    open_embedder,
-)
+from mllm_export.embedder import TOKENIZER_FILE, EmbedderManifest, TextTowerSpec, open_embedder
 from mllm_export.errors import EngineError
-from mllm_export.runtimes.engines import Floats
+from mllm_export.runtimes.engines import VISION_ENGINES, Floats, GraphRun, VisionEngine
 from mllm_export.runtimes.preprocess import Picture, preprocess
 
 
@@ -53,14 +47,26 @@ class EmbedderSession:
     """An opened bundle of an encoder alone."""
 
     def __init__(
-        self, folder: Path, manifest: EmbedderManifest, threads: int | None = None
+        self,
+        folder: Path,
+        manifest: EmbedderManifest,
+        threads: int | None = None,
+        engine: VisionEngine | None = None,
     ) -> None:
-        """Use `open_embedder_session`, which verifies the files."""
+        """Use `open_embedder_session`, which verifies the files.
+
+        `engine` stands in for the bundle's own, for checks where that does not run.
+        """
         self.manifest = manifest
         self.spec = manifest.model
-        self._image = _open(folder / IMAGE_FILE, threads)
-        text = self.spec.text
-        self._text = None if text is None else _open(folder / TEXT_FILE, threads)
+        opened = engine or VISION_ENGINES[manifest.vision_engine]
+        image, text = self.spec.encoder.image, self.spec.text
+        # ONNX Runtime takes 0 for as many threads as there are cores.
+        self._image = opened.open_graph(manifest.path(folder, "tower"), image, threads or 0)
+        self._text: GraphRun | None = None
+        if text is not None:
+            path = manifest.path(folder, "text_tower")
+            self._text = opened.open_graph(path, None, threads or 0)
         self._ids = None if text is None else TextIds(folder / TOKENIZER_FILE, text)
 
     def preprocess(self, image: Picture) -> Floats:
@@ -117,25 +123,8 @@ def open_embedder_session(
     return EmbedderSession(path, open_embedder(path, verify), threads)
 
 
-def _open(path: Path, threads: int | None) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads or 0
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    # ONNX Runtime's errors share no public class.
-    except Exception as failure:
-        reason = " ".join(str(failure).split())[:300]
-        raise EngineError(f"{path}: ONNX Runtime refuses the graph ({reason})") from failure
-
-
-def _run(session: onnxruntime.InferenceSession, values: np.ndarray) -> Floats:
-    (port,) = session.get_inputs()
-    if tuple(values.shape) != tuple(port.shape):
-        raise EngineError(f"{port.name} is {list(values.shape)}, needed: {list(port.shape)}")
-    (made,) = session.run(None, {port.name: values})
-    row: Floats = np.asarray(made, np.float32)[0]
+def _run(graph: GraphRun, values: npt.NDArray[Any]) -> Floats:
+    row: Floats = graph(values)[0]
     if not np.isfinite(row).all():
         raise EngineError("the graph gave NaN or Inf; did the bundle pass its checks?")
     return row

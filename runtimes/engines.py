@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from mllm_export.catalog import Catalog
-from mllm_export.errors import BundleError
+from mllm_export.errors import BundleError, EngineError
 from mllm_export.kv_cache import KvType
-from mllm_export.spec import ModelSpec
+from mllm_export.spec import ImageSpec, ModelSpec
 
 Floats = npt.NDArray[np.float32]
 Segment = list[int] | Floats
@@ -63,11 +63,22 @@ class Decoder(Protocol):
         """Give the memory back; a second call does nothing."""
 
 
+GraphRun = Callable[[npt.NDArray[Any]], Floats]
+"""The output of a graph for its one input: pixels f32[1, 3, S, S], or ids i64[1, T]."""
+
+
 class VisionEngine(Protocol):
     """A file in runtimes/vision: opens the bundle's tower."""
 
     def open(self, path: Path, spec: ModelSpec, threads: int) -> Tower:
         """Raises: EngineError when the file does not fit the spec."""
+
+    def open_graph(self, path: Path, image: ImageSpec | None, threads: int) -> GraphRun:
+        """Any graph of one input and one output; `image` says what its pixels are, None: ids.
+
+        Raises: EngineError when the engine refuses the file; so does the graph, for an input of
+        another shape.
+        """
 
 
 class DecoderEngine(Protocol):
@@ -90,3 +101,9 @@ VISION_ENGINES: Catalog[VisionEngine] = Catalog(
 DECODER_ENGINES: Catalog[DecoderEngine] = Catalog(
     "mllm_export.runtimes.decoder", "ENGINE", "decoder engine", BundleError
 )
+
+
+def require_shape(path: Path, name: str, found: tuple[int, ...], needed: tuple[int, ...]) -> None:
+    """Raises: EngineError for an input of another shape than the graph's."""
+    if found != needed:
+        raise EngineError(f"{path}: {name} is {list(found)}, needed: {list(needed)}")

@@ -12,6 +12,7 @@ import numpy as np
 from mllm_export.device_tests.check import NEEDS_ORIGINAL, Context
 from mllm_export.device_tests.folded import FoldedStored
 from mllm_export.device_tests.originals import Original, OriginalKey
+from mllm_export.device_tests.profile import Limits
 from mllm_export.device_tests.reference import Floats
 from mllm_export.device_tests.stored import FLOATS, Stored
 from mllm_export.device_tests.stored_coreml import CoremlStored
@@ -92,7 +93,7 @@ class Weights:
                 *names.measurements(context),
                 measure("weights", text, unrounded),
                 measure("weights", "values that are no numbers", bad),
-                *_by_scheme(context, losses),
+                *by_scheme(context.limits, losses),
             ),
             examples=wrong_keys,
             tensors=_rows(losses, context.plan),
@@ -249,13 +250,13 @@ def _common(stored: Mapping[str, Stored], originals: Mapping[str, Original]) -> 
     return [n for n in originals if n in stored and stored[n].shape == originals[n].shape]
 
 
-def _by_scheme(context: Context, losses: Mapping[str, tuple[str, Loss]]) -> Iterator[Measurement]:
+def by_scheme(limits: Limits, losses: Mapping[str, tuple[str, Loss]]) -> Iterator[Measurement]:
     """The worst tensor of every quantized scheme, against the profile's limits for it."""
     grouped: dict[str, list[Loss]] = defaultdict(list)
     for scheme, loss in losses.values():
         if scheme not in FLOATS:
             grouped[scheme].append(loss)
-    profile = context.limits.profile
+    profile = limits.profile
     for scheme, found in sorted(grouped.items()):
         limit = profile.scheme(scheme, calibrated=context.calibrated)
         weighed = ", columns weighed" if context.calibrated else ""

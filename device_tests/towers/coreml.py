@@ -6,22 +6,24 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mllm_export.device_tests.profile import Kind
 from mllm_export.device_tests.reference import Floats
 from mllm_export.device_tests.stored import Stored
 from mllm_export.device_tests.stored_coreml import read_coreml
-from mllm_export.device_tests.tower_file import Embed
+from mllm_export.device_tests.tower_file import Embed, GraphOpener
 from mllm_export.errors import EngineError
 from mllm_export.export.coreml_package import read_contents
 from mllm_export.export.mil_evaluator import Evaluator, Precision
 from mllm_export.export.mil_program import MilProgram, read_program
 from mllm_export.pixels import tiles_of
-from mllm_export.runtimes.engines import VISION_ENGINES, VisionEngine
+from mllm_export.runtimes.engines import VISION_ENGINES, GraphRun, VisionEngine
 from mllm_export.runtimes.vision.coreml import to_picture
-from mllm_export.spec import ModelSpec
+from mllm_export.spec import ImageSpec, ModelSpec
 
 _FOUR_BITS = ("w4g32", "pal4", "pal6")
 
@@ -56,18 +58,51 @@ class EvaluatedTower:
         given = dict(tile)
         for one in self._spec.vision.image_inputs:
             if one.name in evaluator.program.image_inputs:
-                levels = np.asarray(to_picture(tile[one.name][0], one.image), np.float32)
-                given[one.name] = np.ascontiguousarray(levels.transpose(2, 0, 1)[None])
+                given[one.name] = levels_of(tile[one.name][0], one.image)
         return np.asarray(evaluator.run(given), np.float32)
 
 
+class EvaluatedGraph:
+    """A package of one input, without Core ML."""
+
+    def __init__(self, path: Path, image: ImageSpec | None, precision: Precision) -> None:
+        """`image` is what pixels are made of; None: the input is ids.
+
+        Raises: EngineError for an operation that is not known.
+        """
+        self._evaluator = Evaluator(read_program(path), precision)
+        self._image = image
+
+    def __call__(self, values: npt.NDArray[Any]) -> Floats:
+        """The output for pixels f32[1, 3, S, S], or for ids i64[1, T]."""
+        program = self._evaluator.program
+        (port,) = program.inputs
+        if self._image is not None and program.image_inputs:
+            values = levels_of(values[0], self._image)
+        return np.asarray(self._evaluator.run({port.name: values}), np.float32)
+
+
+def levels_of(tile: Floats, image: ImageSpec) -> Floats:
+    """Normalised pixels f32[3, S, S] as the levels f32[1, 3, S, S] of the picture they were."""
+    levels = np.asarray(to_picture(tile, image), np.float32)
+    return np.ascontiguousarray(levels.transpose(2, 0, 1)[None])
+
+
 class EvaluatorEngine:
-    """Opens .mlpackage folders anywhere, for checks alone: it is no fast engine."""
+    """Opens .mlpackage folders anywhere, for checks alone: it is no fast engine.
+
+    Every result is rounded to float16, as the neural engine keeps them.
+    """
 
     def open(self, path: Path, spec: ModelSpec, threads: int) -> EvaluatedTower:
-        """With every result rounded to float16, as the neural engine keeps them."""
+        """A model's tower."""
         del threads
         return EvaluatedTower(read_program(path), spec, "float16")
+
+    def open_graph(self, path: Path, image: ImageSpec | None, threads: int) -> GraphRun:
+        """An encoder's image or text tower."""
+        del threads
+        return EvaluatedGraph(path, image, "float16")
 
 
 class CoremlFile:
@@ -97,6 +132,15 @@ class CoremlFile:
         found = {"program in float32": partial(_evaluated, path, spec, "float32")}
         if sys.platform == "darwin":
             found["program in float16"] = partial(_evaluated, path, spec, "float16")
+        return found
+
+    def more_graphs(self, path: Path, image: ImageSpec | None) -> Mapping[str, GraphOpener]:
+        """As `more`."""
+        found: dict[str, GraphOpener] = {
+            "program in float32": partial(EvaluatedGraph, path, image, "float32")
+        }
+        if sys.platform == "darwin":
+            found["program in float16"] = partial(EvaluatedGraph, path, image, "float16")
         return found
 
     def notes(self, path: Path) -> tuple[str, ...]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from mllm_export.device_tests.profile import Kind
 from mllm_export.device_tests.stored import Stored
 from mllm_export.device_tests.stored_tower import read_onnx, tower_kind
-from mllm_export.device_tests.tower_file import Embed
+from mllm_export.device_tests.tower_file import Embed, GraphOpener
 from mllm_export.runtimes.engines import VISION_ENGINES, VisionEngine
-from mllm_export.spec import ModelSpec
+from mllm_export.spec import ImageSpec, ModelSpec
 
 
 class OnnxFile:
@@ -35,6 +35,11 @@ class OnnxFile:
     def more(self, path: Path, spec: ModelSpec) -> Mapping[str, Callable[[], Embed]]:
         """None."""
         del path, spec
+        return {}
+
+    def more_graphs(self, path: Path, image: ImageSpec | None) -> Mapping[str, GraphOpener]:
+        """None."""
+        del path, image
         return {}
 
     def notes(self, path: Path) -> tuple[str, ...]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from mllm_export.checkpoint import Checkpoint
-from mllm_export.export.artifact import FLOAT_TOWER, Work, part_reader
+from mllm_export.export.artifact import FLOAT_TOWER, GraphSource, Work, graph_sources, part_reader
 from mllm_export.export.child import run_in_child
 from mllm_export.export.family import Reading
+from mllm_export.export.graph import Graph, tower_graph
 from mllm_export.export.target import Target
 from mllm_export.export.tower_job import TowerJob
-from mllm_export.export.tower_plan import plan_tower_tensors, planned_schemes
-from mllm_export.plan import ArtifactPlan
+from mllm_export.export.tower_plan import plan_graph_tensors, planned_schemes
+from mllm_export.plan import ArtifactPlan, Role
 from mllm_export.progress import Progress
 from mllm_export.quantize.recipe import Recipe
 
@@ -20,19 +22,28 @@ class OnnxTower:
     """tower.onnx."""
 
     def plan(self, reading: Reading, target: Target, recipe: Recipe) -> ArtifactPlan:
+        """Tower and projector."""
+        graph = tower_graph(reading.spec.vision)
+        return self.plan_graph(
+            graph, "tower", graph_sources(reading.weights, graph), target, recipe
+        )
+
+    def plan_graph(
+        self,
+        graph: Graph,
+        role: Role,
+        sources: Mapping[str, str],
+        target: Target,
+        recipe: Recipe,
+    ) -> ArtifactPlan:
         """One row per stored initializer."""
         del target
-        tensors = plan_tower_tensors(
-            reading.spec.vision,
-            reading.weights.part("tower"),
-            reading.weights.part("projector"),
-            recipe.tower_scheme,
-            recipe.tower,
-            recipe.name,
+        tensors = plan_graph_tensors(
+            graph.parts, sources, recipe.tower_scheme, recipe.tower, recipe.name
         )
         return ArtifactPlan(
-            role="tower",
-            path="tower.onnx",
+            role=role,
+            path=f"{graph.name}.onnx",
             format="onnx",
             scheme=recipe.tower_scheme,
             tensors=tensors,
@@ -51,6 +62,33 @@ class OnnxTower:
             "quantized tower", quantize_tower_stage, float_path, path, job, progress=progress
         )
         return float_path
+
+    def write_graph(
+        self,
+        source: GraphSource,
+        artifact: ArtifactPlan,
+        folder: Path,
+        preset: str,
+        progress: Progress,
+    ) -> None:
+        """The float graph first; a quantized one is made from it."""
+        path, role = folder / artifact.path, artifact.role
+        job = TowerJob(schemes=planned_schemes(artifact.tensors), preset=preset)
+        if set(job.schemes.values()) == {"f32"}:
+            run_in_child(role, write_graph_stage, source, role, path, progress=progress)
+            return
+        plain = folder / f"{FLOAT_TOWER}.{artifact.path}"
+        run_in_child(role, write_graph_stage, source, role, plain, progress=progress)
+        stage = f"quantized {role}"
+        run_in_child(stage, quantize_tower_stage, plain, path, job, progress=progress)
+        plain.unlink()
+
+
+def write_graph_stage(source: GraphSource, role: Role, path: Path, progress: Progress) -> None:
+    """One graph in float32."""
+    from mllm_export.export.formats.onnx import write_graph
+
+    write_graph(path, source.graph(role), source.readers(role), progress)
 
 
 def write_tower_stage(work: Work, path: Path, progress: Progress) -> None:

@@ -1,8 +1,8 @@
-"""Tower and projector as one Core ML program of fixed shape, in a .mlpackage."""
+"""A graph as one Core ML program of fixed shape, in a .mlpackage."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +12,16 @@ from mllm_export.export.coreml_package import name_weights, save_package
 from mllm_export.export.coreml_probe import kept_in_float32, overflowing
 from mllm_export.export.coreml_tools import coremltools, without_bars
 from mllm_export.export.fused_attention import fuse_attention
+from mllm_export.export.graph import Graph, tower_graph
 from mllm_export.export.parts import Reader
 from mllm_export.export.stored import to_stored
-from mllm_export.export.vision_parts import embed, vision_parts
 from mllm_export.progress import Progress, Step, silent
-from mllm_export.spec import ImageInput, ImageSpec, VisionSpec
+from mllm_export.spec import ImageSpec, VisionSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.export import ExportedProgram
 
-OUTPUT = "image_embeds"
 _STAGE = "tower"
 _LEVELS = 255
 
@@ -35,39 +34,52 @@ def write_tower(
     options: CoremlOptions,
     progress: Progress = silent,
 ) -> tuple[str, ...]:
-    """Write the package, in float16 but for what overflows there; returns those operations.
+    """Tower and projector; see `write_graph`.
 
     Shapes: each input f16[1, 3, S, S], or a picture of S x S -> image_embeds f32[T, D].
+    """
+    return write_graph(path, tower_graph(vision), (read_tower, read_projector), options, progress)
+
+
+def write_graph(
+    path: Path,
+    graph: Graph,
+    readers: Sequence[Reader],
+    options: CoremlOptions,
+    progress: Progress = silent,
+) -> tuple[str, ...]:
+    """Write the package, in float16 but for what overflows there; returns those operations.
+
+    `readers` give the values of the graph's parts, in order; ids go in as i32.
     Raises: BuildError when coremltools refuses a part, or a weight is not in the result.
     """
     progress(Step(stage=_STAGE, item="tracing the graph", done=0, total=3))
     weights: dict[str, Tensor] = {}
-    for (prefix, parameters), read in zip(
-        vision_parts(vision), (read_tower, read_projector), strict=True
-    ):
-        weights |= _stored(prefix, parameters, read)
-    program = trace_tower(vision, weights, options)
+    for (prefix, parameters), read in zip(graph.parts, readers, strict=True):
+        weights.update(_stored(prefix, parameters, read))
+    program = trace_graph(graph, weights, options)
     progress(Step(stage=_STAGE, item="converting to float16", done=1, total=3))
-    _convert(path, program, vision, options, ())
+    _convert(path, program, graph, options, ())
     progress(Step(stage=_STAGE, item="probing ranges", done=2, total=3))
-    in_float32 = overflowing(path, vision.image_inputs)
+    in_float32 = overflowing(path, graph)
     if in_float32:
-        _convert(path, program, vision, options, in_float32)
+        _convert(path, program, graph, options, in_float32)
     del program
     kept = kept_in_float32(path)
     name_weights(path, weights, kept)
     return kept
 
 
-def trace_tower(
-    vision: VisionSpec, weights: Mapping[str, Tensor], options: CoremlOptions
+def trace_graph(
+    graph: Graph, weights: Mapping[str, Tensor], options: CoremlOptions
 ) -> ExportedProgram:
-    """Tower and projector as torch.export sees them, every shape a number."""
+    """The graph as torch.export sees it, every shape a number."""
     import torch
 
-    whole = _whole(vision, weights, options)
+    dtype = torch.int32 if graph.integer else torch.float32
+    whole = _whole(graph, weights, options)
     with torch.no_grad(), without_bars():
-        given = tuple(torch.zeros(one.shape) for one in vision.image_inputs)
+        given = tuple(torch.zeros(shape, dtype=dtype) for shape in graph.inputs.values())
         program = torch.export.export(whole, given)
         if options.has_attention:
             fuse_attention(program)
@@ -84,11 +96,12 @@ def _stored(
     return {prefix + n: torch.tensor(to_stored(n, read(n))) for n in parameters}
 
 
-def _whole(vision: VisionSpec, weights: Mapping[str, Tensor], options: CoremlOptions) -> nn.Module:
+def _whole(graph: Graph, weights: Mapping[str, Tensor], options: CoremlOptions) -> nn.Module:
     from torch import nn
 
     # Buffers know no dots in their names.
     numbered = {name: f"w{number}" for number, name in enumerate(weights)}
+    images = tuple(graph.images.values()) if options.image_input else ()
 
     class Whole(nn.Module):
         def __init__(self) -> None:
@@ -97,11 +110,10 @@ def _whole(vision: VisionSpec, weights: Mapping[str, Tensor], options: CoremlOpt
                 self.register_buffer(numbered[name], values)
 
         def forward(self, *given: Tensor) -> Tensor:
-            if options.image_input:
-                pairs = zip(vision.image_inputs, given, strict=True)
-                given = tuple(_normalised(one.image, levels) for one, levels in pairs)
-            named = {name: getattr(self, buffer) for name, buffer in numbered.items()}
-            return embed(vision, named, given)
+            if images:
+                pairs = zip(images, given, strict=True)
+                given = tuple(_normalised(image, levels) for image, levels in pairs)
+            return graph.apply({n: getattr(self, b) for n, b in numbered.items()}, given)
 
     return Whole().eval()
 
@@ -122,7 +134,7 @@ def _normalised(image: ImageSpec, levels: Tensor) -> Tensor:
 def _convert(
     path: Path,
     program: ExportedProgram,
-    vision: VisionSpec,
+    graph: Graph,
     options: CoremlOptions,
     in_float32: tuple[str, ...],
 ) -> None:
@@ -134,8 +146,8 @@ def _convert(
         with without_bars():
             model = ct.convert(
                 program,
-                inputs=[_input(ct, one, options) for one in vision.image_inputs],
-                outputs=[ct.TensorType(name=OUTPUT, dtype=np.float32)],
+                inputs=[_input(ct, graph, name, options) for name in graph.inputs],
+                outputs=[ct.TensorType(name=graph.output, dtype=np.float32)],
                 convert_to="mlprogram",
                 minimum_deployment_target=getattr(ct.target, options.deployment),
                 compute_precision=ct.transform.FP16ComputePrecision(
@@ -145,15 +157,19 @@ def _convert(
             )
     except Exception as failure:
         # coremltools raises what comes to hand: NotImplementedError, TypeError, RuntimeError.
-        kinds = " and ".join(encoder.kind for encoder in vision.encoders)
         raise BuildError(
-            f"{kinds}: coremltools {ct.__version__} cannot convert the tower "
+            f"graph '{graph.name}': coremltools {ct.__version__} cannot convert it "
             f"({type(failure).__name__}: {' '.join(str(failure).split())[:300]})"
         ) from failure
     save_package(model, path)
 
 
-def _input(ct: Any, one: ImageInput, options: CoremlOptions) -> Any:
+def _input(ct: Any, graph: Graph, name: str, options: CoremlOptions) -> Any:
+    import numpy as np
+
+    shape = graph.inputs[name]
+    if graph.integer:
+        return ct.TensorType(name=name, shape=shape, dtype=np.int32)
     if options.image_input:
-        return ct.ImageType(name=one.name, shape=one.shape, color_layout=ct.colorlayout.RGB)
-    return ct.TensorType(name=one.name, shape=one.shape)
+        return ct.ImageType(name=name, shape=shape, color_layout=ct.colorlayout.RGB)
+    return ct.TensorType(name=name, shape=shape)

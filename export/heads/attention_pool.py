@@ -48,13 +48,16 @@ class AttentionPool:
 
     def apply(self, spec: EncoderSpec, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
         """Rows f32[1, T, D] to f32[1, D]."""
-        width = spec.width
+        import torch
+
         rows = layer_norm(spec.norm_eps, weights, _NORM, rows)
-        packed, bias = weights[f"{_IN}weight"], weights[f"{_IN}bias"]
-        query = weights[f"{_AT}probe"] @ packed[:, :width] + bias[:width]
-        both = rows @ packed[:, width:] + bias[width:]
-        key, value = both.chunk(2, dim=-1)
-        mixed = attention(spec.heads, query, key, value)
+        # One product for all three, though of the query one row is used: a part of the packed
+        # matrix would stand in a file as a second, anonymous copy.
+        given = torch.cat([weights[f"{_AT}probe"], rows], dim=1)
+        query, key, value = (given @ weights[f"{_IN}weight"] + weights[f"{_IN}bias"]).chunk(
+            3, dim=-1
+        )
+        mixed = attention(spec.heads, query[:, :1], key[:, 1:], value[:, 1:])
         out = f"{_AT}attention.out_proj"
         pooled = mixed @ weights[f"{out}.weight"] + weights[f"{out}.bias"]
         normed = layer_norm(spec.norm_eps, weights, f"{_AT}layernorm", pooled)

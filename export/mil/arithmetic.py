@@ -38,7 +38,17 @@ def _cast(call: Call) -> Tensor:
         return given.float()
     if kind == "bool":
         return given != 0
-    return given.trunc().long() if given.is_floating_point() else given.long()
+    whole = given.trunc().long() if given.is_floating_point() else given.long()
+    # Narrow integers wrap around, as they do where the program runs.
+    bits = int(kind.lstrip("uint"))
+    wrapped = whole & ((1 << bits) - 1)
+    if kind.startswith("u"):
+        return wrapped
+    return wrapped - ((wrapped >> (bits - 1)) << bits)
+
+
+def _select(call: Call) -> Tensor:
+    return call.tensor("a").where(call.tensor("cond").bool(), call.tensor("b"))
 
 
 OPERATIONS: Mapping[str, Operator] = {
@@ -59,4 +69,9 @@ OPERATIONS: Mapping[str, Operator] = {
     "inverse": _inverse,
     "clip": _clip,
     "cast": _cast,
+    "equal": _two(lambda x, y: x == y),
+    "greater": _two(lambda x, y: x > y),
+    "greater_equal": _two(lambda x, y: x >= y),
+    "less": _two(lambda x, y: x < y),
+    "select": _select,
 }

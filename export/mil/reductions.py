@@ -21,6 +21,11 @@ def _reduce(function: Callable[[Tensor, list[int], bool], Tensor]) -> Operator:
     return run
 
 
+def _argmax(call: Call) -> Tensor:
+    # torch, as Core ML, gives the first of equals on the CPU.
+    return call.tensor("x").argmax(call.integer("axis", -1), call.flag("keep_dims"))
+
+
 def _pool_sides(call: Call) -> tuple[Tensor, list[int], list[int], list[int]]:
     from torch.nn import functional
 
@@ -54,6 +59,7 @@ def _max_pool(call: Call) -> Tensor:
 OPERATIONS: Mapping[str, Operator] = {
     "avg_pool": _avg_pool,
     "max_pool": _max_pool,
+    "reduce_argmax": _argmax,
     "reduce_l2_norm": _reduce(lambda x, axes, keep: x.square().sum(axes, keepdim=keep).sqrt()),
     "reduce_max": _reduce(lambda x, axes, keep: x.amax(axes, keepdim=keep)),
     "reduce_mean": _reduce(lambda x, axes, keep: x.mean(axes, keepdim=keep)),

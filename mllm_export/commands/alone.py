@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from mllm_export.errors import CheckError, CheckFailedError, EngineError
+from mllm_export.errors import CheckError, CheckFailedError, EngineError, PlanError
 from mllm_export.records import record
 
 if TYPE_CHECKING:
     from mllm_export.checkpoint import Checkpoint
-    from mllm_export.embedder import EmbedderManifest
+    from mllm_export.embedder import EmbedderManifest, EmbedderPlan
     from mllm_export.export.embedder_parts import EmbedderReading
     from mllm_export.progress import Progress
     from mllm_export.report import Report
@@ -72,6 +72,45 @@ def inspect_alone(alone: Alone, as_json: bool) -> None:
         typer.echo(f"Note: {note}")
 
 
+def plan_alone(alone: Alone, target: str, recipe: str | None, as_json: bool) -> None:
+    """What a build would write, tensor by tensor."""
+    from mllm_export.commands.plan import artifact_table
+    from mllm_export.records import to_json
+    from mllm_export.terminal import mib, stdout
+
+    plan = _plan(alone, target, recipe)
+    if as_json:
+        typer.echo(to_json(plan), nl=False)
+        return
+    console = stdout()
+    for artifact in plan.artifacts:
+        console.print(artifact_table(artifact))
+    sizes = ", ".join(f"{a.path} {mib(a.size_bytes)} ({a.scheme})" for a in plan.artifacts)
+    console.print(f"Artifacts: {sizes}")
+    console.print(f"On the device: {mib(plan.device_memory_bytes)}")
+    console.print(f"Dropped from the checkpoint: {len(plan.dropped)} tensors")
+
+
+def refuse_options(**given: bool) -> None:
+    """Raises: PlanError naming the first option that is for language models alone."""
+    for option, is_given in given.items():
+        if is_given:
+            raise PlanError(
+                f"--{option.replace('_', '-')} is for models that answer; the checkpoint is an "
+                "encoder alone, leave it out"
+            )
+
+
+def _plan(alone: Alone, target: str, recipe: str | None) -> EmbedderPlan:
+    from mllm_export.export.build_embedder import RECIPE, plan_embedder
+    from mllm_export.export.target import load_target
+    from mllm_export.quantize.recipe import load_recipe
+
+    reading = alone.reading
+    dropped = reading.weights.resolve(alone.checkpoint.shapes(False))
+    return plan_embedder(reading, load_target(target), load_recipe(recipe or RECIPE), dropped)
+
+
 def build_alone(
     alone: Alone,
     target: str,
@@ -82,21 +121,18 @@ def build_alone(
     as_json: bool,
 ) -> None:
     """Export both towers and check; leave a bundle only if it passes."""
-    from mllm_export.export.build_embedder import RECIPE, build_embedder, plan_embedder
-    from mllm_export.export.target import load_target
-    from mllm_export.quantize.recipe import load_recipe
+    from mllm_export.export.build_embedder import build_embedder
     from mllm_export.terminal import ProgressBars
 
     reading, checkpoint = alone.reading, alone.checkpoint
-    dropped = reading.weights.resolve(checkpoint.shapes(False))
-    plan = plan_embedder(reading, load_target(target), load_recipe(recipe or RECIPE), dropped)
+    plan = _plan(alone, target, recipe)
     reports: list[Report] = []
     with ProgressBars() as progress:
 
         def finish(folder: Path, draft: EmbedderManifest) -> Literal["passed", "unchecked"]:
             if no_check:
                 return "unchecked"
-            reports.append(_checked(folder, draft, checkpoint.path, evaluation, progress))
+            reports.append(_checked(folder, draft, checkpoint.path, evaluation, True, progress))
             _keep(reports[0], folder, out)
             return "passed"
 
@@ -114,7 +150,7 @@ def check_alone(
     report: Path | None,
     as_json: bool,
 ) -> None:
-    """Hold the bundle against its original, which has to be named."""
+    """Hold the bundle against its original, or against its golden files."""
     from dataclasses import replace
 
     from mllm_export.commands.checking import verdict, write_reports
@@ -124,13 +160,11 @@ def check_alone(
     manifest = open_embedder(bundle)
     if profile is not None:
         manifest = replace(manifest, profile=profile)
-    if against is None or open_alone(against) is None:
-        raise CheckError(
-            f"{bundle} is an encoder alone, which is checked against its original only; "
-            "name that with --against"
-        )
+    if against is not None and open_alone(against) is None:
+        raise CheckError(f"{bundle} is an encoder alone, and {against} is none")
+    source = None if against is None else Path(against)
     with ProgressBars() as progress:
-        found = _checked(bundle, manifest, Path(against), evaluation, progress)
+        found = _checked(bundle, manifest, source, evaluation, False, progress)
     if report is not None:
         report.mkdir(parents=True, exist_ok=True)
         write_reports(found, report)
@@ -164,15 +198,23 @@ def run_alone(
 def _checked(
     folder: Path,
     manifest: EmbedderManifest,
-    source: Path,
+    source: Path | None,
     evaluation: Path | None,
+    golden: bool,
     progress: Progress,
 ) -> Report:
     from mllm_export.device_tests.embedder import check_embedder_stage
     from mllm_export.export.child import run_in_child
 
     return run_in_child(
-        "check", check_embedder_stage, folder, manifest, source, evaluation, progress=progress
+        "check",
+        check_embedder_stage,
+        folder,
+        manifest,
+        source,
+        evaluation,
+        golden,
+        progress=progress,
     )
 
 

@@ -46,7 +46,7 @@ def build(
     as_json: JsonOption = False,
 ) -> None:
     """Export, quantize and check; leave a bundle only if it passes."""
-    from mllm_export.commands.alone import build_alone, open_alone
+    from mllm_export.commands.alone import build_alone, open_alone, refuse_options
     from mllm_export.commands.calibrating import Calibration
     from mllm_export.commands.opening import REFERENCE, plan_job, reference_evaluation
     from mllm_export.terminal import ProgressBars
@@ -54,6 +54,11 @@ def build(
     started = time.monotonic()
     alone = open_alone(checkpoint)
     if alone is not None:
+        refuse_options(
+            mmproj=mmproj,
+            memory_budget=memory_budget is not None,
+            imatrix=imatrix is not None,
+        )
         build_alone(alone, target, recipe, out, evaluation, no_check, as_json)
         _figures(time.monotonic() - started)
         return

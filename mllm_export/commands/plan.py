@@ -36,12 +36,22 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show what a build would write, with predicted sizes and memory."""
+    from mllm_export.commands.alone import open_alone, plan_alone, refuse_options
     from mllm_export.commands.budgeting import spend_budget
     from mllm_export.commands.calibrating import Calibration
     from mllm_export.commands.opening import plan_job
     from mllm_export.records import to_json
     from mllm_export.terminal import ProgressBars, mib, stdout
 
+    alone = open_alone(checkpoint)
+    if alone is not None:
+        refuse_options(
+            mmproj=mmproj,
+            memory_budget=memory_budget is not None,
+            imatrix=imatrix is not None,
+        )
+        plan_alone(alone, target, recipe, as_json)
+        return
     given = Calibration(questions=calibration, imatrix=imatrix)
     job = plan_job(checkpoint, target, recipe, vision_tower, mmproj, given.importance)
     given.require(job.plan)

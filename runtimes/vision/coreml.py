@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mllm_export.errors import EngineError
 from mllm_export.pixels import tiles_of
-from mllm_export.runtimes.engines import Floats
+from mllm_export.runtimes.engines import Floats, GraphRun, require_shape
 from mllm_export.spec import ImageSpec, ModelSpec
 
 OUTPUT = "image_embeds"
@@ -75,15 +76,37 @@ class CoremlEngine:
     def open(self, path: Path, spec: ModelSpec, threads: int) -> CoremlTower:
         """Raises: EngineError away from macOS, or when Core ML refuses the package."""
         del threads  # Core ML chooses its own
-        if sys.platform != "darwin":
-            raise EngineError(
-                f"{path}: Core ML runs on Apple's systems alone, this is {sys.platform}; "
-                "run the bundle on a Mac, or check it here with 'mllm-export check'"
-            )
         model = _load(path, compute_units())
-        ports = model.get_spec().description.input
-        takes_image = ports[0].type.WhichOneof("Type") == "imageType"
-        return CoremlTower(path, spec, model, takes_image)
+        return CoremlTower(path, spec, model, takes_picture(model))
+
+    def open_graph(self, path: Path, image: ImageSpec | None, threads: int) -> GraphRun:
+        """Raises: EngineError away from macOS, or when Core ML refuses the package."""
+        del threads
+        return graph_run(path, _load(path, compute_units()), image)
+
+
+def graph_run(path: Path, model: Any, image: ImageSpec | None) -> GraphRun:
+    """One prediction of `model`, coremltools' MLModel or what predicts as one."""
+    description = model.get_spec().description
+    (given,), (asked,) = description.input, description.output
+    picture = image if takes_picture(model) else None
+    needed = tuple(int(side) for side in given.type.multiArrayType.shape)
+
+    def run(values: npt.NDArray[Any]) -> Floats:
+        fed: Any = values.astype(np.int32) if image is None else values
+        if picture is None:
+            require_shape(path, given.name, values.shape, needed)
+        else:
+            fed = to_picture(values[0], picture)
+        return np.asarray(model.predict({given.name: fed})[asked.name], np.float32)
+
+    return run
+
+
+def takes_picture(model: Any) -> bool:
+    """Whether the program's input is an ImageType."""
+    ports = model.get_spec().description.input
+    return bool(ports[0].type.WhichOneof("Type") == "imageType")
 
 
 def compute_units() -> str:
@@ -107,6 +130,11 @@ def to_picture(tile: Floats, image: ImageSpec) -> Any:
 
 
 def _load(path: Path, units: str) -> Any:
+    if sys.platform != "darwin":
+        raise EngineError(
+            f"{path}: Core ML runs on Apple's systems alone, this is {sys.platform}; "
+            "run the bundle on a Mac, or check it here with 'mllm-export check'"
+        )
     try:
         import coremltools
     except ImportError as failure:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 
 from mllm_export.errors import EngineError
 from mllm_export.pixels import tiles_of
-from mllm_export.runtimes.engines import Floats
-from mllm_export.spec import ModelSpec
+from mllm_export.runtimes.engines import Floats, GraphRun, require_shape
+from mllm_export.spec import ImageSpec, ModelSpec
 
 OUTPUT = "image_embeds"
 
@@ -61,6 +63,19 @@ class OnnxEngine:
     def open(self, path: Path, spec: ModelSpec, threads: int) -> OnnxTower:
         """Raises: EngineError when ONNX Runtime or the spec refuses the file."""
         return OnnxTower(path, spec, threads)
+
+    def open_graph(self, path: Path, image: ImageSpec | None, threads: int) -> GraphRun:
+        """Raises: EngineError when ONNX Runtime refuses the file."""
+        del image
+        session = _open(path, threads)
+        (port,) = session.get_inputs()
+
+        def run(values: npt.NDArray[Any]) -> Floats:
+            require_shape(path, port.name, values.shape, tuple(port.shape))
+            (made,) = session.run(None, {port.name: np.ascontiguousarray(values)})
+            return np.asarray(made, np.float32)
+
+        return run
 
 
 ENGINE = OnnxEngine()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +14,23 @@ from PIL import Image
 
 import mllm_export.export.build_embedder as job
 from mllm_export.checkpoint import Checkpoint
-from mllm_export.device_tests.embedder import check_embedder, read_labelled
+from mllm_export.device_tests.embedder import check_embedder
+from mllm_export.device_tests.labelled import read_labelled
 from mllm_export.device_tests.pictures import scenes
 from mllm_export.device_tests.references._embedders import load_original
 from mllm_export.embedder import is_embedder, open_embedder
-from mllm_export.errors import BundleError, CheckError, CheckpointError, EngineError, PlanError
+from mllm_export.errors import (
+    BundleError,
+    CheckError,
+    CheckpointError,
+    EngineError,
+    PlanError,
+    RecipeError,
+)
 from mllm_export.export.embedder_parts import EMBEDDERS, embedder_for
 from mllm_export.export.target import load_target
 from mllm_export.quantize.recipe import load_recipe
+from mllm_export.quantize.tower_recipe import TowerRule
 from mllm_export.runtimes.embedder import open_embedder_session
 
 LAYOUTS = {
@@ -31,6 +41,11 @@ LAYOUTS = {
     "vitamin, open_clip": tiny.vitamin_open_clip,
 }
 TARGET = load_target("linux-x86_64")
+MAC = load_target("macos-arm64")
+HERE = (
+    "mllm_export.export.artifacts.onnx.run_in_child",
+    "mllm_export.export.artifacts.coreml.run_in_child",
+)
 
 
 def read(folder: Path):
@@ -45,22 +60,27 @@ def built(tmp_path_factory):
     """Checkpoint, reading, bundle of a layout; written once, in this process."""
     made = {}
 
-    def build(name: str):
-        if name not in made:
+    def build(name: str, target=TARGET, recipe: str = "f16"):
+        key = name, target.name, recipe
+        if key not in made:
             root = tmp_path_factory.mktemp("embedder")
             folder = LAYOUTS[name](root / "checkpoint")
             checkpoint, reading = read(folder)
             dropped = reading.weights.resolve(checkpoint.shapes(False))
-            plan = job.plan_embedder(reading, TARGET, load_recipe("f16"), dropped)
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(job, "run_in_child", lambda _, f, *a, progress: f(*a, progress))
-                job.build_embedder(
-                    plan, reading, checkpoint, root / "bundle", lambda *_: "unchecked"
-                )
-            made[name] = checkpoint, reading, root / "bundle"
-        return made[name]
+            plan = job.plan_embedder(reading, target, load_recipe(recipe), dropped)
+            write(plan, reading, checkpoint, root / "bundle")
+            made[key] = checkpoint, reading, root / "bundle"
+        return made[key]
 
     return build
+
+
+def write(plan, reading, checkpoint, out, finish=lambda *_: "unchecked"):
+    """The bundle, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in HERE:
+            patch.setattr(name, lambda _, f, *a, progress: f(*a, progress))
+        return job.build_embedder(plan, reading, checkpoint, out, finish)
 
 
 def status(report):
@@ -154,16 +174,12 @@ def test_a_planted_fault_fails_the_rung_that_is_for_it(built, fault, tmp_path):
     bundle = tmp_path / "bundle"
     # The weight map stays the original's, as a wrong spec with right names would leave it.
     plan = job.plan_embedder(wrong, TARGET, load_recipe("f16"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "run_in_child", lambda _, f, *a, progress: f(*a, progress))
-        job.build_embedder(plan, wrong, checkpoint, bundle, lambda *_: "unchecked")
+    write(plan, wrong, checkpoint, bundle)
     report = check_embedder(bundle, open_embedder(bundle), checkpoint, reading)
     assert status(report)[rung] == "failed", status(report)
 
 
 def test_a_changed_weight_fails_the_weights_rung(built, tmp_path):
-    import shutil
-
     checkpoint, reading, bundle = built("clip")
     copy = shutil.copytree(bundle, tmp_path / "bundle")
     data = bytearray((copy / "image.onnx").read_bytes())
@@ -207,10 +223,146 @@ def test_a_wrong_line_of_an_evaluation_file_is_named(tmp_path, line, words):
         read_labelled(tmp_path / "labels.jsonl")
 
 
-def test_a_recipe_that_quantizes_towers_is_refused_with_the_one_to_give(built):
+IN_COREML = [name for name in LAYOUTS if "resized" not in name]
+
+
+@pytest.mark.parametrize("name", IN_COREML)
+def test_every_layout_equals_its_original_in_core_ml(built, name):
+    checkpoint, reading, bundle = built(name, MAC)
+    manifest = open_embedder(bundle)
+    assert manifest.path(bundle, "tower").name == "image.mlpackage"
+    report = check_embedder(bundle, manifest, checkpoint, reading)
+    assert report.passed, [rung.reason for rung in report.rungs]
+    tower = next(rung for rung in report.rungs if rung.name == "tower")
+    assert "program in float32: worst-token cosine" in {m.name for m in tower.measurements}
+
+
+def test_a_resized_table_of_positions_is_refused_in_core_ml(tmp_path):
+    _, reading = read(LAYOUTS["vitamin, timm, positions resized"](tmp_path / "checkpoint"))
+    with pytest.raises(PlanError, match=r"stored for another image size.*a target with ONNX"):
+        job.plan_embedder(reading, MAC, load_recipe("f16"))
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "scheme"),
+    [
+        ("clip", TARGET, "w8a8"),
+        ("siglip", TARGET, "w8a8"),
+        ("vitamin, open_clip", TARGET, "w8a8"),
+        ("siglip", MAC, "w8"),
+        ("vitamin, open_clip", MAC, "w8"),
+    ],
+    ids=lambda one: one if isinstance(one, str) else one.name,
+)
+def test_a_recipe_of_8_bits_stores_both_towers_in_8_bits(built, name, target, scheme):
+    checkpoint, reading, bundle = built(name, target, "int8")
+    manifest = open_embedder(bundle)
+    report = check_embedder(bundle, manifest, checkpoint, reading)
+    assert report.passed, [rung.reason for rung in report.rungs]
+    weights = next(rung for rung in report.rungs if rung.name == "weights")
+    for part in ("tower.", "text."):
+        rows = [row for row in weights.tensors if row.name.startswith(part)]
+        assert {row.scheme for row in rows} >= {scheme}
+    plain = sum(f.size_bytes for f in open_embedder(built(name, target)[2]).files)
+    assert sum(f.size_bytes for f in manifest.files) < plain
+    assert not list(bundle.glob("tower.float*"))
+
+
+def test_a_recipe_that_calibrates_is_refused_with_the_one_to_give(built):
     _, reading, _ = built("clip")
-    with pytest.raises(PlanError, match=r"stores towers as w8a8.*--recipe f16"):
-        job.plan_embedder(reading, TARGET, load_recipe("int4"))
+    with pytest.raises(PlanError, match=r"calibrates 8-bit activations.*--recipe int8"):
+        job.plan_embedder(reading, TARGET, load_recipe("int8-static"))
+
+
+def test_a_rule_for_one_tower_need_not_take_anything_of_the_other(built):
+    _, reading, _ = built("clip")
+    rule = TowerRule(tensors="text.*", scheme="w8a8")
+    plan = job.plan_embedder(reading, TARGET, replace(load_recipe("f16"), tower=(rule,)))
+    image, text = ({row.scheme for row in artifact.tensors} for artifact in plan.artifacts)
+    assert image == {"f32"}
+    assert "w8a8" in text
+    nothing = TowerRule(tensors="nowhere.*", scheme="w8a8")
+    with pytest.raises(RecipeError, match=r"'nowhere\.\*' takes no tensor"):
+        job.plan_embedder(reading, TARGET, replace(load_recipe("f16"), tower=(nothing,)))
+
+
+@pytest.fixture(scope="module")
+def golden(built, tmp_path_factory):
+    """Bundles with golden files, as a checked build leaves them."""
+    made = {}
+
+    def get(name, target=TARGET):
+        if (name, target.name) not in made:
+            checkpoint, reading, _ = built(name, target)
+            out = tmp_path_factory.mktemp("golden") / "bundle"
+
+            def finish(folder, draft):
+                check_embedder(folder, draft, checkpoint, reading, golden=True)
+                return "passed"
+
+            plan = job.plan_embedder(reading, target, load_recipe("f16"))
+            write(plan, reading, checkpoint, out, finish)
+            made[name, target.name] = out
+        return made[name, target.name]
+
+    return get
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [("clip", TARGET), ("siglip", MAC), ("vitamin, timm", TARGET), ("vitamin, open_clip", MAC)],
+    ids=lambda one: one if isinstance(one, str) else one.name,
+)
+def test_a_bundle_is_checked_by_its_golden_files_alone(golden, name, target):
+    bundle = golden(name, target)
+    manifest = open_embedder(bundle)
+    assert {f.role for f in manifest.files} >= {"tower", "golden"}
+    report = check_embedder(bundle, manifest)
+    assert report.passed, [rung.reason for rung in report.rungs]
+    found = status(report)
+    assert found["pixels"] == found["tower"] == "passed"
+    assert found["weights"] == found["task"] == "not_run"
+    has_text = manifest.model.text is not None
+    assert found["prompt"] == found["controls"] == ("passed" if has_text else "not_run")
+
+
+GOLDEN_FAULTS = {
+    "another image's constants": (
+        lambda m: replace(m, model=replace(m.model, encoder=replace(
+            m.model.encoder, image=replace(m.model.encoder.image, mean=(0.5, 0.5, 0.5))))),
+        "pixels",
+    ),
+    "another end of a text": (
+        lambda m: replace(m, model=replace(m.model, text=replace(m.model.text, pad_id=3))),
+        "prompt",
+    ),
+    "another scale of scores": (lambda m: replace(m, logit_scale=m.logit_scale / 3), "controls"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", GOLDEN_FAULTS)
+def test_a_wrong_manifest_is_found_by_the_golden_files(golden, fault):
+    plant, rung = GOLDEN_FAULTS[fault]
+    bundle = golden("clip")
+    report = check_embedder(bundle, plant(open_embedder(bundle)))
+    assert status(report)[rung] == "failed", status(report)
+
+
+@pytest.mark.parametrize("file", ["image.onnx", "text.onnx"])
+def test_a_changed_weight_is_found_by_the_golden_files(golden, tmp_path, file):
+    copy = shutil.copytree(golden("clip"), tmp_path / "bundle")
+    data = bytearray((copy / file).read_bytes())
+    # The largest tensors stand last.
+    data[-4096:] = np.roll(np.frombuffer(data[-4096:], np.float32), 7).tobytes()
+    (copy / file).write_bytes(bytes(data))
+    report = check_embedder(copy, open_embedder(copy, verify=False))
+    assert status(report)["tower"] == "failed"
+
+
+def test_a_bundle_without_golden_files_asks_for_the_original(built):
+    _, _, bundle = built("clip")
+    with pytest.raises(BundleError, match=r"holds no golden files.*--against"):
+        check_embedder(bundle, open_embedder(bundle))
 
 
 def test_a_text_tower_without_a_tokenizer_is_refused(tmp_path):

@@ -94,6 +94,53 @@ CASES = {
         lambda mb, x: mb.cast(x=mb.cast(x=mb.mul(x=x, y=3.0), dtype="int32"), dtype="fp32"),
         lambda x: (3 * x).trunc(),
     ),
+    "cast to 16 bits, around the end": (
+        ROWS,
+        lambda mb, x: mb.cast(
+            x=mb.cast(x=mb.cast(x=mb.mul(x=x, y=4e4), dtype="int32"), dtype="int16"), dtype="fp32"
+        ),
+        lambda x: (4e4 * x).to(torch.int32).to(torch.int16).float(),
+    ),
+    "equal": (
+        ROWS,
+        lambda mb, x: mb.cast(x=mb.equal(x=x, y=mb.relu(x=x)), dtype="fp32"),
+        lambda x: (x == x.relu()).float(),
+    ),
+    "greater": (
+        ROWS,
+        lambda mb, x: mb.cast(x=mb.greater(x=x, y=0.1), dtype="fp32"),
+        lambda x: (x > 0.1).float(),
+    ),
+    "greater_equal": (
+        ROWS,
+        lambda mb, x: mb.cast(x=mb.greater_equal(x=x, y=mb.relu(x=x)), dtype="fp32"),
+        lambda x: (x >= x.relu()).float(),
+    ),
+    "less": (
+        ROWS,
+        lambda mb, x: mb.cast(x=mb.less(x=x, y=0.1), dtype="fp32"),
+        lambda x: (x < 0.1).float(),
+    ),
+    "select": (
+        ROWS,
+        lambda mb, x: mb.select(cond=mb.greater(x=x, y=0.1), a=x, b=mb.square(x=x)),
+        lambda x: torch.where(x > 0.1, x, x.square()),
+    ),
+    "reduce_argmax": (
+        ROWS,
+        lambda mb, x: mb.cast(x=mb.reduce_argmax(x=x, axis=-1), dtype="fp32"),
+        lambda x: x.argmax(-1).float(),
+    ),
+    "reduce_argmax, the first of equals": (
+        ROWS,
+        lambda mb, x: mb.cast(
+            x=mb.reduce_argmax(
+                x=mb.cast(x=mb.greater(x=x, y=0.0), dtype="int32"), axis=-1, keep_dims=True
+            ),
+            dtype="fp32",
+        ),
+        lambda x: (x > 0).int().argmax(-1, keepdim=True).float(),
+    ),
     "gelu exact": (ROWS, lambda mb, x: mb.gelu(x=x, mode="EXACT"), functional.gelu),
     "gelu tanh": (
         ROWS,
@@ -312,7 +359,7 @@ def test_operation_is_what_torch_computes(tmp_path, name):
 
 
 def test_every_operation_has_a_case():
-    cased = {name.split()[0] for name in CASES}
+    cased = {name.split()[0].rstrip(",") for name in CASES}
     constants = {name for name in operators() if name.startswith("constexpr_")}
     assert set(operators()) - constants - {"identity"} == cased
 

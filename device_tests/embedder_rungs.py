@@ -1,0 +1,225 @@
+"""The rungs of an encoder alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mllm_export.device_tests.bootstrap import paired_interval
+from mllm_export.device_tests.check import NEEDS_ORIGINAL
+from mllm_export.device_tests.checks.weights import by_scheme, loss_of
+from mllm_export.device_tests.distributions import cosines, relative_error
+from mllm_export.device_tests.embedder_oracle import (
+    LABELS,
+    EmbedderOracle,
+    LiveEmbedder,
+    movements,
+    templated,
+)
+from mllm_export.device_tests.labelled import Labelled
+from mllm_export.device_tests.originals import Original
+from mllm_export.device_tests.pictures import Picture
+from mllm_export.device_tests.profile import Limits
+from mllm_export.device_tests.reference import Floats
+from mllm_export.device_tests.stored import Stored
+from mllm_export.device_tests.tower_file import GraphOpener
+from mllm_export.plan import Role
+from mllm_export.report import Measurement, Rung, TensorRow, not_run, rung_of
+from mllm_export.runtimes.embedder import EmbedderSession
+
+NO_TEXT = "the checkpoint has no text tower"
+_STILL = 1e-6
+"""Nats; labels of an original that move less than this do not depend on the picture."""
+
+_Pairs = list[tuple[Floats, Floats]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EmbedderContext:
+    """Everything a rung may look at."""
+
+    session: EmbedderSession
+    oracle: EmbedderOracle
+    limits: Limits
+    stored: Mapping[str, Stored]
+    """Every tensor of both files."""
+    more: Mapping[tuple[str, Role], GraphOpener]
+    """Further ways to run the same files: its name, and the file's role."""
+    labelled: tuple[Labelled, ...]
+
+    @property
+    def live(self) -> LiveEmbedder | None:
+        """The original itself, where it is at hand."""
+        return self.oracle if isinstance(self.oracle, LiveEmbedder) else None
+
+    def scores(self, picture: Picture, texts: Sequence[str]) -> Floats:
+        """The export's scores. Shapes: f32[L]."""
+        with picture.open() as image:
+            embedded = self.session.embed_image(image)
+        return self.session.scores(embedded, [self.session.embed_text(text) for text in texts])
+
+
+def _pixels(context: EmbedderContext) -> Rung:
+    worst, total, other = 0.0, 0.0, 0
+    cases = context.oracle.pixel_cases()
+    for picture, expected in cases:
+        with picture.open() as image:
+            made = context.session.preprocess(image)
+        if made.shape != expected.shape:
+            other += 1
+            continue
+        off = np.abs(made.astype(np.float64) - expected)
+        worst, total = max(worst, float(off.max())), total + float(off.mean())
+    return _rung(context, "pixels", len(cases), {
+        "largest difference": worst,
+        "mean difference": total / len(cases),
+        "pictures of another shape": other,
+    })  # fmt: skip
+
+
+def _prompt(context: EmbedderContext) -> Rung:
+    if context.session.spec.text is None:
+        return not_run("prompt", NO_TEXT)
+    cases = context.oracle.prompt_cases()
+    wrong = sum(context.session.encode(text) != ids for text, ids in cases)
+    return _rung(context, "prompt", len(cases), {"prompts with other ids": wrong})
+
+
+def _tower(context: EmbedderContext) -> Rung:
+    images, texts = context.oracle.image_cases(), context.oracle.text_cases()
+    session = context.session
+    of_image = [(case.expected, session.embed_pixels(case.pixels)) for case in images]
+    of_text = [(case.expected, session.embed_text(case.text)) for case in texts]
+    found = _compared(of_image + of_text)
+    found["values that are no numbers"] = 0
+    found["image: worst cosine"] = _worst_cosine(of_image)
+    if of_text:
+        found["text: worst cosine"] = _worst_cosine(of_text)
+    for name in dict.fromkeys(name for name, _ in context.more):
+        again: _Pairs = []
+        graph = context.more[name, "tower"]()
+        again += [(case.expected, graph(case.pixels)[0]) for case in images]
+        if texts:
+            graph = context.more[name, "text_tower"]()
+            ids = [np.array([session.encode(case.text)], np.int64) for case in texts]
+            again += [(c.expected, graph(i)[0]) for c, i in zip(texts, ids, strict=True)]
+        found |= {f"{name}: {key}": value for key, value in _compared(again).items()}
+    return _rung(context, "tower", len(of_image) + len(of_text), found)
+
+
+def _compared(pairs: _Pairs) -> dict[str, float]:
+    each = [float(cosines(e[None], m[None])[0]) for e, m in pairs]
+    return {
+        "worst-token cosine": min(each),
+        "mean-token cosine": float(np.mean(each)),
+        "relative error": max(relative_error(e, m) for e, m in pairs),
+    }
+
+
+def _weights(context: EmbedderContext) -> Rung:
+    """Every stored tensor against the one that the original's own modules hold."""
+    if context.live is None:
+        return not_run("weights", NEEDS_ORIGINAL)
+    originals, stored = _originals(context.live), context.stored
+    common = sorted(set(stored) & set(originals))
+    shaped = [n for n in common if stored[n].shape == originals[n].shape]
+    losses = {n: (stored[n].scheme, loss_of(stored[n], originals[n])) for n in shaped}
+    rung = _rung(context, "weights", len(shaped), {
+        "tensors missing": len(set(originals) - set(stored)),
+        "tensors that should not be there": len(set(stored) - set(originals)),
+        "tensors of another shape": len(common) - len(shaped),
+        "values that are not the source's, rounded": sum(x.unrounded for _, x in losses.values()),
+    })  # fmt: skip
+    rows = tuple(
+        TensorRow(name=name, scheme=scheme, sqnr_db=loss.sqnr_db, note="")
+        for name, (scheme, loss) in losses.items()
+    )
+    measured = (*rung.measurements, *by_scheme(context.limits, losses))
+    return rung_of(
+        "weights",
+        reference=rung.reference,
+        samples=len(shaped),
+        measurements=measured,
+        tensors=rows,
+    )
+
+
+def _originals(live: LiveEmbedder) -> dict[str, Original]:
+    """By name in the files, what the original's modules hold under the published names."""
+    known = live.original.stored()
+    found: dict[str, Original] = {}
+    for take in live.reading.weights.takes:
+        values, linear = known[take.source]
+        if take.parameter == "pos_embed":  # the module's may have been resized
+            values = np.asarray(live.original.positions(), np.float32)
+        matrix = values.reshape(values.shape[:2]) if linear else values
+        found[f"{take.part}.{take.parameter}"] = Original(
+            source=take.source,
+            shape=matrix.shape[::-1] if linear else values.shape,
+            read=lambda values=values: values,  # type: ignore[misc]  # mypy cannot type the default
+            transposed=linear,
+        )
+    return found
+
+
+def _task(context: EmbedderContext) -> Rung:
+    if not context.labelled:
+        return not_run("task", "no pictures with known labels; give an evaluation file (JSONL)")
+    if context.session.spec.text is None:
+        return not_run("task", NO_TEXT)
+    if context.live is None:
+        return not_run("task", NEEDS_ORIGINAL)
+    right: list[tuple[bool, bool]] = []
+    for one in context.labelled:
+        texts = templated(context.session.spec, one.labels)
+        at = one.labels.index(one.answer)
+        theirs = context.live.scores(one.picture, texts)
+        ours = context.scores(one.picture, texts)
+        right.append((int(theirs.argmax()) == at, int(ours.argmax()) == at))
+    original, export = np.array(right).T
+    low, high = paired_interval(export.astype(float) - original)
+    return _rung(context, "task", len(right), {
+        "accuracy of the original": 100 * float(original.mean()),
+        "accuracy of the export": 100 * float(export.mean()),
+        "accuracy lost": 100 * float(original.mean() - export.mean()),
+        "difference, lower end of 95 %": 100 * low,
+        "difference, upper end of 95 %": 100 * high,
+    })  # fmt: skip
+
+
+def _controls(context: EmbedderContext) -> Rung:
+    """How far the probabilities of some labels move when the picture is replaced."""
+    if context.session.spec.text is None:
+        return not_run("controls", NO_TEXT)
+    theirs, pictures = context.oracle.movements(), context.oracle.pictures
+    if min(theirs.values()) < _STILL:
+        return not_run("controls", "the original's own scores do not depend on the picture")
+    ours = movements(context.scores, pictures, templated(context.session.spec, LABELS))
+    found = {
+        f"{name} picture: movement kept": min(moved, ours[name]) / max(moved, ours[name])
+        for name, moved in theirs.items()
+    }
+    return _rung(context, "controls", len(pictures), found)
+
+
+RUNGS: Mapping[str, Callable[[EmbedderContext], Rung]] = {
+    "pixels": _pixels,
+    "prompt": _prompt,
+    "tower": _tower,
+    "weights": _weights,
+    "task": _task,
+    "controls": _controls,
+}
+
+
+def _worst_cosine(pairs: _Pairs) -> float:
+    return min(float(cosines(e[None], m[None])[0]) for e, m in pairs)
+
+
+def _rung(context: EmbedderContext, name: str, samples: int, values: Mapping[str, float]) -> Rung:
+    measured: tuple[Measurement, ...] = tuple(
+        context.limits.measure(name, key, float(value)) for key, value in values.items()
+    )
+    return rung_of(name, reference=context.oracle.title, samples=samples, measurements=measured)
