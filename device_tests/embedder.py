@@ -93,9 +93,7 @@ def _oracle(
 ) -> EmbedderOracle:
     if checkpoint is None or reading is None:
         return GoldenEmbedderOracle(folder, manifest)
-    from mllm_export.device_tests.references._embedders import load_original
-
-    return LiveEmbedder(load_original(checkpoint), reading)
+    return LiveEmbedder(checkpoint, reading)
 
 
 def _context(

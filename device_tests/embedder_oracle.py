@@ -16,6 +16,7 @@ from mllm_export.device_tests.questions import NASTY, PLAIN
 from mllm_export.device_tests.reference import Floats
 
 if TYPE_CHECKING:
+    from mllm_export.checkpoint import Checkpoint
     from mllm_export.device_tests.references._embedders import EmbedderOriginal
     from mllm_export.embedder import EmbedderSpec
     from mllm_export.export.embedder_parts import EmbedderReading
@@ -72,8 +73,12 @@ class EmbedderOracle(Protocol):
 class LiveEmbedder:
     """The original itself; see `EmbedderOracle`."""
 
-    def __init__(self, original: EmbedderOriginal, reading: EmbedderReading) -> None:
-        """Nothing runs before it is asked for."""
+    def __init__(self, checkpoint: Checkpoint, reading: EmbedderReading) -> None:
+        """Nothing runs before it is asked for, but all weights are read now."""
+        from mllm_export.device_tests.references._embedders import load_original
+
+        self._checkpoint = checkpoint
+        original = load_original(checkpoint)
         self.original = original
         self.reading = reading
         self.title = original.title
@@ -82,6 +87,12 @@ class LiveEmbedder:
     def pictures(self) -> Sequence[Picture]:
         """A few drawn scenes."""
         return list(scenes(SCENES))
+
+    def holding(self, weights: Mapping[str, Floats]) -> EmbedderOriginal:
+        """The same original with other weights, by published name."""
+        from mllm_export.device_tests.references._embedders import load_original
+
+        return load_original(self._checkpoint, weights)
 
     def pixels(self, picture: Picture) -> Floats:
         """Through the original's processor."""

@@ -9,12 +9,15 @@ import numpy as np
 
 from mllm_export.device_tests.bootstrap import paired_interval
 from mllm_export.device_tests.check import NEEDS_ORIGINAL
+from mllm_export.device_tests.checks.tower import EXACT
 from mllm_export.device_tests.checks.weights import by_scheme, loss_of
 from mllm_export.device_tests.distributions import cosines, relative_error
 from mllm_export.device_tests.embedder_oracle import (
     LABELS,
     EmbedderOracle,
+    ImageCase,
     LiveEmbedder,
+    TextCase,
     movements,
     templated,
 )
@@ -23,7 +26,7 @@ from mllm_export.device_tests.originals import Original
 from mllm_export.device_tests.pictures import Picture
 from mllm_export.device_tests.profile import Limits
 from mllm_export.device_tests.reference import Floats
-from mllm_export.device_tests.stored import Stored
+from mllm_export.device_tests.stored import Stored, as_published
 from mllm_export.device_tests.tower_file import GraphOpener
 from mllm_export.plan import Role
 from mllm_export.report import Measurement, Rung, TensorRow, not_run, rung_of
@@ -106,7 +109,29 @@ def _tower(context: EmbedderContext) -> Rung:
             ids = [np.array([session.encode(case.text)], np.int64) for case in texts]
             again += [(c.expected, graph(i)[0]) for c, i in zip(texts, ids, strict=True)]
         found |= {f"{name}: {key}": value for key, value in _compared(again).items()}
+        if name == EXACT and (own := _on_own_weights(context, images, texts)):
+            held = [(one, made) for one, (_, made) in zip(own, again, strict=True)]
+            own_name = f"{name}, on its own weights"
+            found |= {f"{own_name}: {key}": value for key, value in _compared(held).items()}
     return _rung(context, "tower", len(of_image) + len(of_text), found)
+
+
+def _on_own_weights(
+    context: EmbedderContext, images: Sequence[ImageCase], texts: Sequence[TextCase]
+) -> list[Floats]:
+    """What the original makes of the cases with the files' own weights in it, dequantized.
+
+    Nothing without the original, or where a tensor is missing, which the weights rung tells.
+    """
+    live, stored = context.live, context.stored
+    originals = _originals(live) if live else {}
+    wrong = [n for n, o in originals.items() if n not in stored or stored[n].shape != o.shape]
+    if live is None or wrong:
+        return []
+    read = as_published(stored, originals)
+    held = live.holding({one.source: read(one.source) for one in originals.values()})
+    ids = [held.ids(case.text) for case in texts]
+    return [*(held.embed_image(c.pixels) for c in images), *(held.embed_text(i) for i in ids)]
 
 
 def _compared(pairs: _Pairs) -> dict[str, float]:

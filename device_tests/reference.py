@@ -55,6 +55,9 @@ class Reference(Protocol):
     def embed(self, pixels: Floats) -> Floats:
         """Tower and projector. Shapes: f32[B, 3, S, S] -> f32[B, T, D]."""
 
+    def holding(self, weights: Reader) -> Reference:
+        """The same original with other weights in tower and projector, by published name."""
+
     def prompt_ids(self, question: str, images: int = 1) -> list[int]:
         """The whole prompt of one user turn, IMAGE_ID for each image."""
 

@@ -15,6 +15,7 @@ from mllm_export.device_tests.originals import Original
 from mllm_export.device_tests.profile import Kind
 from mllm_export.device_tests.reference import Floats, Reader
 from mllm_export.device_tests.scheme_bits import weight_bits
+from mllm_export.errors import CheckError
 from mllm_export.pages import forget_pages
 
 FLOATS = ("F32", "F16", "BF16", "f32", "f16")
@@ -110,11 +111,17 @@ def as_published(stored: Mapping[str, Stored], originals: Mapping[str, Original]
         by_source.setdefault(original.source, []).append(name)
 
     def read(source: str) -> npt.NDArray[Any]:
+        if source not in by_source:
+            raise CheckError(f"the file holds nothing of '{source}'")
         names = by_source[source]
         # A published tensor can be cut into several, which hold some of its rows each.
         values = np.empty(originals[names[0]].read().shape, np.float32)
         for name in names:
-            _put_rows(values, stored[name], originals[name].rows)
+            if originals[name].transposed:
+                whole = stored[name].values(0, stored[name].shape[0])
+                values[...] = whole.T.reshape(values.shape)
+            else:
+                _put_rows(values, stored[name], originals[name].rows)
         return values
 
     return read

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from mllm_export.device_tests.check import Context
 from mllm_export.device_tests.distributions import cosines, relative_error
 from mllm_export.device_tests.profile import Kind
 from mllm_export.device_tests.reference import Floats
+from mllm_export.device_tests.stored import as_published
 from mllm_export.device_tests.thumbnails import thumbnail
 from mllm_export.pixels import tiles_of
 from mllm_export.report import Example, Measurement, Rung, rung_of
@@ -19,6 +21,10 @@ from mllm_export.report import Example, Measurement, Rung, rung_of
 _SHOWN = 3
 
 _ENDS = (": worst-token cosine", ": mean-token cosine", ": relative error")
+
+
+EXACT = "program in float32"
+"""The reading of a file that rounds nothing: what is left beside its weights is the graph."""
 
 
 class Tower:
@@ -34,6 +40,7 @@ class Tower:
         "float graph: relative error",
         "float graph: relative error over the noise floor",
         *(f"program in {one}" + end for one in ("float32", "float16") for end in _ENDS),
+        *(f"{EXACT}, on its own weights" + end for end in _ENDS),
     )
 
     def run(self, context: Context) -> Rung:
@@ -87,8 +94,28 @@ def _further(context: Context, cases: Sequence[TowerCase]) -> list[Measurement]:
     found: list[Measurement] = []
     for name, open_it in context.other_runs.items():
         context.subject.rest()
-        found += _measured(context, cases, _embeddings(cases, open_it()), f"{name}: ")
+        made = _embeddings(cases, open_it())
+        found += _measured(context, cases, made, f"{name}: ")
+        if name == EXACT and (own := _on_own_weights(context, cases)):
+            found += _measured(context, own, made, f"{name}, on its own weights: ")
     return found
+
+
+def _on_own_weights(context: Context, cases: Sequence[TowerCase]) -> list[TowerCase]:
+    """The same cases through the original with the file's weights in it, dequantized.
+
+    Nothing where the original is not at hand, where a tensor is missing, which the weights rung
+    tells, and where the program normalises pictures itself, by numbers in float16.
+    """
+    live, stored = context.live, context.stored.tower
+    originals = live.reference.tower_originals() if live else {}
+    artifact = context.plan.artifact("tower") if context.plan else None
+    if live is None or set(originals) - set(stored) or (artifact and artifact.image_input):
+        return []
+    if any(stored[name].shape != one.shape for name, one in originals.items()):
+        return []
+    reference = live.reference.holding(as_published(stored, originals))
+    return [replace(case, expected=reference.embed(case.pixels)[0]) for case in cases]
 
 
 def _ranges(

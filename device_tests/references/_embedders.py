@@ -55,19 +55,23 @@ class EmbedderOriginal(Protocol):
         """The table `pos_embed` as published, where there is one."""
 
 
-def load_original(checkpoint: Checkpoint) -> EmbedderOriginal:
-    """By config.json, read by itself."""
+def load_original(
+    checkpoint: Checkpoint, weights: Mapping[str, Floats] | None = None
+) -> EmbedderOriginal:
+    """By config.json, read by itself; `weights` stand in for tensors of the same names."""
     plain = read_json_object(checkpoint.path / "config.json")
     if plain.get("model_type") == "clip":
-        return ClipOriginal(checkpoint, plain)
+        return ClipOriginal(checkpoint, plain, weights)
     if plain.get("model_type") == "siglip":
-        return SiglipOriginal(checkpoint, plain)
-    return VitaminOriginal(checkpoint, plain)
+        return SiglipOriginal(checkpoint, plain, weights)
+    return VitaminOriginal(checkpoint, plain, weights)
 
 
-def _state(checkpoint: Checkpoint) -> State:
-    names = checkpoint.shapes(False)
-    return {n: float32_tensor(checkpoint.read(n)) for n in names if not n.endswith("position_ids")}
+def _state(checkpoint: Checkpoint, weights: Mapping[str, Floats] | None) -> State:
+    names = [name for name in checkpoint.shapes(False) if not name.endswith("position_ids")]
+    other = weights or {}
+    read = checkpoint.read
+    return {n: float32_tensor(other[n] if n in other else read(n)) for n in names}
 
 
 class _Pair:
@@ -117,7 +121,12 @@ class ClipOriginal(_Pair):
 
     title = "original weights in float32, transformers' CLIPModel"
 
-    def __init__(self, checkpoint: Checkpoint, plain: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        plain: Mapping[str, object],
+        weights: Mapping[str, Floats] | None,
+    ) -> None:
         """Everything is read now."""
         from transformers import CLIPConfig, CLIPModel
 
@@ -125,7 +134,7 @@ class ClipOriginal(_Pair):
         self._tokenizer = _clip_tokenizer(checkpoint.path)
         # Published configs say 2, which makes CLIPModel look for the largest id instead.
         config.text_config.eos_token_id = 2
-        self._model = _filled(CLIPModel(config), _state(checkpoint))
+        self._model = _filled(CLIPModel(config), _state(checkpoint, weights))
         self._processor = _clip_processor(checkpoint.path, config.vision_config.image_size)
         self._tokens = config.text_config.max_position_embeddings
 
@@ -135,13 +144,18 @@ class SiglipOriginal(_Pair):
 
     title = "original weights in float32, transformers' SiglipModel"
 
-    def __init__(self, checkpoint: Checkpoint, plain: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        plain: Mapping[str, object],
+        weights: Mapping[str, Floats] | None,
+    ) -> None:
         """Everything is read now."""
         from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel
 
         config = SiglipConfig(**dict(plain))
         self._tokenizer = _siglip_tokenizer(checkpoint.path)
-        self._model = _filled(SiglipModel(config), _state(checkpoint))
+        self._model = _filled(SiglipModel(config), _state(checkpoint, weights))
         side = config.vision_config.image_size
         self._processor = SiglipImageProcessor(size={"height": side, "width": side}, resample=3)
         self._tokens = config.text_config.max_position_embeddings
@@ -157,9 +171,11 @@ class VitaminOriginal:
     )
     bias = 0.0
 
-    def __init__(self, checkpoint: Checkpoint, plain: Mapping[str, Any]) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, plain: Mapping[str, Any], weights: Mapping[str, Floats] | None
+    ) -> None:
         """Everything is read now."""
-        state = _state(checkpoint)
+        state = _state(checkpoint, weights)
         cfg = plain.get("vision_cfg") or {}
         self._trunk = "visual.trunk." if cfg else ""
         self._state = state

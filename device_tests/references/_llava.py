@@ -159,6 +159,13 @@ class LlavaReference:
         """The decoder over calibration sequences, a layer at a time."""
         return self._decoder.walk(sequences, diagonal_only)
 
+    def holding(self, weights: Reader) -> LlavaReference:
+        """The same original with other weights in tower and projector, by published name."""
+        tower = self._parts.tower
+        held = replace(tower, read=lambda name: weights(tower.prefix + name))
+        # `weights` go by the names that `tower_originals` gives.
+        return LlavaReference(replace(self._parts, tower=held, read=weights, projector_names=()))
+
     def at(self, precision: str) -> LlavaReference:
         """The same original in another torch dtype."""
         return LlavaReference(replace(self._parts, dtype=getattr(torch, precision)))
