@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def fuse_attention(program: ExportedProgram) -> int:
     """Rewrite every attention in place; returns how many there were."""
     graph = program.graph_module.graph
-    fused = sum(_fuse(graph, node) for node in list(graph.nodes) if _is(node, "softmax"))
+    fused = sum(_fuse(graph, node) for node in list(graph.nodes) if is_call(node, "softmax"))
     if fused:
         graph.eliminate_dead_code()
         program.graph_module.recompile()
@@ -33,21 +33,21 @@ def _fuse(graph: Graph, softmax: Any) -> bool:
     import torch
 
     (scores, axis), users = softmax.args[:2], list(softmax.users)
-    if axis not in (-1, 3) or len(users) != 1 or not _is(users[0], "matmul"):
+    if axis not in (-1, 3) or len(users) != 1 or not is_call(users[0], "matmul"):
         return False
     masks = ()
-    if _is(scores, "add"):
+    if is_call(scores, "add"):
         scores, *masks = scores.args
     after = 1.0
-    if _is(scores, "mul") and isinstance(scores.args[1], float):
+    if is_call(scores, "mul") and isinstance(scores.args[1], float):
         scores, after = scores.args
-    if not _is(scores, "matmul") or users[0].args[0] is not softmax:
+    if not is_call(scores, "matmul") or users[0].args[0] is not softmax:
         return False
     query, turned = scores.args
-    if not _is(turned, "transpose") or set(turned.args[1:]) not in ({2, 3}, {-2, -1}):
+    if not is_call(turned, "transpose") or set(turned.args[1:]) not in ({2, 3}, {-2, -1}):
         return False
     before = 1.0
-    if _is(query, "mul") and isinstance(query.args[1], float):
+    if is_call(query, "mul") and isinstance(query.args[1], float):
         query, before = query.args
     width = query.meta["val"].shape[-1]
     # The operation divides by the square root itself; what the model multiplies by besides stays.
@@ -64,7 +64,7 @@ def _fuse(graph: Graph, softmax: Any) -> bool:
     return True
 
 
-def _is(node: Any, name: str) -> bool:
+def is_call(node: Any, name: str) -> bool:
     """Whether a node calls the ATen operation of that name."""
     packet = getattr(getattr(node, "target", None), "overloadpacket", None)
     return packet is not None and str(packet) == f"aten.{name}"

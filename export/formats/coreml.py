@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mllm_export.errors import BuildError
+from mllm_export.export.coreml_gelu import name_gelus
 from mllm_export.export.coreml_options import CoremlOptions
 from mllm_export.export.coreml_package import name_weights, save_package
 from mllm_export.export.coreml_probe import kept_in_float32, overflowing
@@ -84,6 +85,7 @@ def trace_graph(
         if options.has_attention:
             fuse_attention(program)
         plain: ExportedProgram = program.run_decompositions({})
+        name_gelus(plain)
         return plain
 
 

@@ -30,7 +30,12 @@ _MATRIX = "vision_model.encoder.layers.0.self_attn.q_proj.weight"
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory) -> Bundle:
     out = tmp_path_factory.mktemp("coreml") / "bundle"
-    command = ["build", REFERENCE, "--target", "macos-arm64", "--recipe", "f16", "--no-check"]
+    build("macos-arm64", "f16", out)
+    return open_bundle(out)
+
+
+def build(target: str, recipe: str, out: Path) -> None:
+    command = ["build", REFERENCE, "--target", target, "--recipe", recipe, "--no-check"]
     done = subprocess.run(
         [sys.executable, "-m", "mllm_export", *command, "-o", str(out)],
         capture_output=True,
@@ -38,7 +43,6 @@ def honest(tmp_path_factory) -> Bundle:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return open_bundle(out)
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +132,8 @@ def test_a_select_layer_off_by_one_is_caught_by_its_missing_tensors(copied, orig
     assert "tower" in broken
 
 
-def test_a_wrong_gelu_is_caught_in_the_tower_alone(copied, original):
-    package = copied.path("tower")
+def mistake_gelu(package: Path, was: str, becomes: str) -> int:
+    """Every GELU of one kind as another; how many there were."""
     spec = read_spec(package)
     main = spec.mlProgram.functions["main"]
     changed = 0
@@ -137,9 +141,43 @@ def test_a_wrong_gelu_is_caught_in_the_tower_alone(copied, original):
         if operation.type != "const":
             continue
         strings = operation.attributes["val"].immediateValue.tensor.strings
-        if list(strings.values) == ["EXACT"]:
-            strings.values[0] = "SIGMOID_APPROXIMATION"
+        if list(strings.values) == [was]:
+            strings.values[0] = becomes
             changed += 1
-    assert changed
     write_spec(package, spec)
-    assert set(failed(climb(copied, original))) == {"tower"}
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes", "count"),
+    [
+        ("SIGMOID_APPROXIMATION", "EXACT", 3),
+        ("SIGMOID_APPROXIMATION", "TANH_APPROXIMATION", 3),
+        ("EXACT", "SIGMOID_APPROXIMATION", 1),
+        ("EXACT", "TANH_APPROXIMATION", 1),
+    ],
+    ids=[
+        "erf in the tower",
+        "tanh in the tower",
+        "quick in the projector",
+        "tanh in the projector",
+    ],
+)
+def test_a_wrong_gelu_is_caught_in_the_tower_alone(copied, original, was, becomes, count):
+    """CLIP's is the quick one, the projector's is by the error function."""
+    assert mistake_gelu(copied.path("tower"), was, becomes) == count
+    found = failed(climb(copied, original))
+    assert set(found) == {"tower"}
+    assert "program in float32, on its own weights: relative error" in found["tower"]
+
+
+@pytest.mark.parametrize("recipe", ["int8", "int4"])
+def test_compression_does_not_hide_a_wrong_gelu(original, tmp_path, recipe):
+    """On its own weights a compressed tower is held as tightly as one in float16."""
+    out = tmp_path / "bundle"
+    build("macos-arm64", recipe, out)
+    bundle = open_bundle(out)
+    assert failed(climb(bundle, original)) == {}
+    assert mistake_gelu(bundle.path("tower"), "EXACT", "TANH_APPROXIMATION") == 1
+    name = "program in float32, on its own weights: relative error"
+    assert name in failed(climb(bundle, original))["tower"]

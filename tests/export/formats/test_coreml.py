@@ -151,6 +151,23 @@ def test_attention_is_one_operation_where_the_system_has_it(written):
     assert relative(evaluate(old.path, pixels), evaluate(new.path, pixels)) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("encoder", "mode"),
+    [
+        ("clip_vit", "SIGMOID_APPROXIMATION"),
+        ("siglip", "TANH_APPROXIMATION"),
+        ("vitamin", "EXACT"),
+    ],
+)
+def test_every_gelu_says_which_it_is(written, encoder, mode):
+    program = read_program(written(encoder).path)
+    constants = {o.name: o.attributes["val"] for o in program.operations if o.type == "const"}
+    gelus = [o for o in program.operations if o.type == "gelu"]
+    assert {constants[o.inputs["mode"][0]].read() for o in gelus[:-1]} == {mode}
+    assert constants[gelus[-1].inputs["mode"][0]].read() == "EXACT"  # the projector's
+    assert "sigmoid" not in program.counts()
+
+
 def test_the_same_weights_give_the_same_bytes(written, tmp_path):
     first = written()
     again = Tower(tmp_path, "clip_vit", "ldpv2")
