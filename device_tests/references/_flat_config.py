@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mllm_export.checkpoint import TOWER_PREFIX, Checkpoint
 from mllm_export.config import Config
-from mllm_export.device_tests.references._llava import TowerSource
+from mllm_export.device_tests.reference_tower import TowerSource, kind_of
 
 _INSIDE = "model.vision_tower.vision_tower."
 
@@ -22,9 +22,14 @@ _CLIP_L_336: dict[str, object] = {
 def flat_tower(checkpoint: Checkpoint, outside: bool) -> TowerSource:
     """The tower of `mm_vision_tower`; `outside` takes the weights of its own folder."""
     config = checkpoint.config
+    own = _tower_config(checkpoint)
     prefix = TOWER_PREFIX if outside else _INSIDE
+    trunk = f"{prefix}visual.trunk."
+    if kind_of(own) == "vitamin" and any(n.startswith(trunk) for n in checkpoint.shapes(outside)):
+        prefix = trunk
     return TowerSource(
-        config=_tower_config(checkpoint),
+        kind=kind_of(own),
+        config=own,
         read=lambda name: checkpoint.read(prefix + name),
         prefix=prefix,
         select_layer=config.integer("mm_vision_select_layer", -2),
@@ -36,7 +41,8 @@ def _tower_config(checkpoint: Checkpoint) -> Config:
     folder = checkpoint.tower
     if folder is not None:
         config = folder.config
-        return config.section("vision_config") if "vision_config" in config else config
+        inner = "vision_config" in config and kind_of(config) != "vitamin"
+        return config.section("vision_config") if inner else config
     name = checkpoint.config.text("mm_vision_tower")
     if not name.endswith("clip-vit-large-patch14-336"):
         checkpoint.require_tower()

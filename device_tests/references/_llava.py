@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from mllm_export.config import Config
 from mllm_export.device_tests.originals import Original, OriginalKey
 from mllm_export.device_tests.reference import Floats, Forced, Reader
-from mllm_export.device_tests.references._clip import ClipFeatures, clip_config
+from mllm_export.device_tests.reference_tower import REFERENCE_TOWERS, OriginalTower, TowerSource
 from mllm_export.device_tests.references._decoder import Architecture, DecoderRows
 from mllm_export.device_tests.references._fill import fill
 from mllm_export.device_tests.references._projectors import PROJECTORS, project
@@ -23,26 +22,9 @@ from mllm_export.device_tests.references._storage import onnx_originals
 from mllm_export.errors import CheckError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from PIL import Image
 
     from mllm_export.quantize.inputs import ObservedLayer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TowerSource:
-    """Where the tower's weights are, and how its features are taken."""
-
-    config: Config
-    """Its own object of sizes."""
-    read: Reader
-    """From its published names, `vision_model.` on."""
-    prefix: str
-    """What stands before those names in the checkpoint."""
-    select_layer: int
-    feature: str
-    """patch or cls_patch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -85,20 +67,14 @@ class LlavaReference:
         self.stop_ids = (int(parts.tokenizer.eos_token_id),)
         self.stop_strings = (parts.stop,)
         self.title = (
-            "original weights in float32, transformers' CLIPVisionModel and "
+            f"original weights in float32, {REFERENCE_TOWERS[parts.tower.kind].title} and "
             f"{parts.decoder.title} layers, {parts.projector} after the authors' code"
         )
 
     @cached_property
-    def _tower(self) -> ClipFeatures:
+    def _tower(self) -> OriginalTower:
         source = self._parts.tower
-        return ClipFeatures(
-            clip_config(source.config),
-            source.read,
-            source.select_layer,
-            keep_cls=source.feature == "cls_patch",
-            dtype=self._parts.dtype,
-        )
+        return REFERENCE_TOWERS[source.kind].open(source, self._parts.dtype)
 
     @cached_property
     def _projector_class(self) -> Any:  # one of the classes in _projectors
@@ -190,17 +166,6 @@ class LlavaReference:
         return found | onnx_originals(
             self._projector, before, "projector.", self._read_projector, before
         )
-
-
-def clip_processor(folder: Path | None, image_px: int) -> Any:
-    """CLIP's slow processor: that of a folder which has one, else with the published constants."""
-    from transformers import CLIPImageProcessor
-
-    if folder is not None and (folder / "preprocessor_config.json").is_file():
-        return CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
-    return CLIPImageProcessor(
-        size={"shortest_edge": image_px}, crop_size={"height": image_px, "width": image_px}
-    )
 
 
 def _expand2square(picture: Image.Image, background: tuple[int, ...]) -> Image.Image:

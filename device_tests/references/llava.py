@@ -15,7 +15,8 @@ from mllm_export.checkpoint import INSIDE, Checkpoint
 from mllm_export.config import Config, read_json_object
 
 if TYPE_CHECKING:
-    from mllm_export.device_tests.references._llava import LlavaReference, TowerSource
+    from mllm_export.device_tests.reference_tower import TowerSource
+    from mllm_export.device_tests.references._llava import LlavaReference
 
 _DEFAULTS: dict[str, object] = {
     "hidden_size": 4096,
@@ -42,8 +43,9 @@ def llava_reference(checkpoint: Checkpoint, precision: str = "float32") -> Llava
     import torch
     from transformers import LlamaTokenizer
 
+    from mllm_export.device_tests.reference_tower import REFERENCE_TOWERS
     from mllm_export.device_tests.references._llama import llama
-    from mllm_export.device_tests.references._llava import LlavaReference, Parts, clip_processor
+    from mllm_export.device_tests.references._llava import LlavaReference, Parts
 
     plain = read_json_object(checkpoint.path / "config.json")
     is_nested = "text_config" in checkpoint.config
@@ -59,10 +61,10 @@ def llava_reference(checkpoint: Checkpoint, precision: str = "float32") -> Llava
             read=read,
             tower=tower,
             projector="mlp2x_gelu" if is_nested else text.text("mm_projector_type"),
-            widths=(tower.config.positive("hidden_size"), text.positive("hidden_size")),
+            widths=(REFERENCE_TOWERS[tower.kind].width(tower.config), text.positive("hidden_size")),
             decoder=llama(plain, text),
             tokenizer=LlamaTokenizer.from_pretrained(checkpoint.path, local_files_only=True),
-            processor=clip_processor(folder, tower.config.positive("image_size")),
+            processor=REFERENCE_TOWERS[tower.kind].processor(folder, tower.config),
             pads=is_nested or checkpoint.config.text("image_aspect_ratio", "") == "pad",
             stop="</s>",
             dtype=getattr(torch, precision),
@@ -80,12 +82,13 @@ def _flat_tower(checkpoint: Checkpoint) -> TowerSource:
 
 
 def _nested_tower(checkpoint: Checkpoint) -> TowerSource:
-    from mllm_export.device_tests.references._llava import TowerSource
+    from mllm_export.device_tests.reference_tower import TowerSource
 
     config: Config = checkpoint.config
     prefix = "model.vision_tower." if _is_new(checkpoint) else "vision_tower."
     full = config.text("vision_feature_select_strategy", "default") == "full"
     return TowerSource(
+        kind="clip",
         config=config.section("vision_config"),
         read=lambda name: checkpoint.read(prefix + name),
         prefix=prefix,

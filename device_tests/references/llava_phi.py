@@ -1,4 +1,4 @@
-"""LLaVA-Phi as the authors run it, in float32 on the CPU.
+"""LLaVA-Phi and Mipha as the authors run them, in float32 on the CPU.
 
 Source: zhuyiche/llava-phi, llava_phi/model/builder.py, which takes tower, projector and decoder
 from the checkpoint alone, and the tokenizer and image processor from its folder.
@@ -22,12 +22,8 @@ def llava_phi_reference(checkpoint: Checkpoint, precision: str = "float32") -> L
     import torch
     from transformers import AutoTokenizer
 
-    from mllm_export.device_tests.references._llava import (
-        LlavaReference,
-        Parts,
-        TowerSource,
-        clip_processor,
-    )
+    from mllm_export.device_tests.reference_tower import REFERENCE_TOWERS, TowerSource
+    from mllm_export.device_tests.references._llava import LlavaReference, Parts
     from mllm_export.device_tests.references._phi import phi
 
     config = checkpoint.config
@@ -36,10 +32,13 @@ def llava_phi_reference(checkpoint: Checkpoint, precision: str = "float32") -> L
     # The module that holds tower and projector is the decoder's own, whatever it is called.
     owner = "transformer." if "transformer.embd.wte.weight" in checkpoint.names else "model."
     prefix = f"{owner}vision_tower."
+    # Mipha's builder goes by this word. Source: mipha/model/mipha_arch.py, MiphaMetaModel.
+    kind = "siglip" if "siglip" in tower.text("vision_model_name_or_path", "") else "clip"
     return LlavaReference(
         Parts(
             read=checkpoint.read,
             tower=TowerSource(
+                kind=kind,
                 config=tower,
                 read=lambda name: checkpoint.read(prefix + name),
                 prefix=prefix,
@@ -51,7 +50,7 @@ def llava_phi_reference(checkpoint: Checkpoint, precision: str = "float32") -> L
             widths=(projector.positive("mm_hidden_size"), projector.positive("hidden_size")),
             decoder=phi(config, checkpoint.names),
             tokenizer=AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True),
-            processor=clip_processor(checkpoint.path, tower.positive("image_size")),
+            processor=REFERENCE_TOWERS[kind].processor(checkpoint.path, tower),
             pads=config.text("image_aspect_ratio", "") == "pad",
             stop="<|endoftext|>",
             dtype=getattr(torch, precision),

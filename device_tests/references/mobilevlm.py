@@ -23,9 +23,10 @@ def mobilevlm_reference(checkpoint: Checkpoint, precision: str = "float32") -> L
     import torch
     from transformers import LlamaTokenizer
 
+    from mllm_export.device_tests.reference_tower import REFERENCE_TOWERS
     from mllm_export.device_tests.references._flat_config import flat_tower
     from mllm_export.device_tests.references._llama import llama
-    from mllm_export.device_tests.references._llava import LlavaReference, Parts, clip_processor
+    from mllm_export.device_tests.references._llava import LlavaReference, Parts
 
     config = checkpoint.config
     kind = config.text("mm_projector_type")
@@ -41,7 +42,7 @@ def mobilevlm_reference(checkpoint: Checkpoint, precision: str = "float32") -> L
             widths=(config.positive("mm_hidden_size"), config.positive("hidden_size")),
             decoder=llama(read_json_object(checkpoint.path / "config.json"), config),
             tokenizer=LlamaTokenizer.from_pretrained(checkpoint.path, local_files_only=True),
-            processor=clip_processor(folder, tower.config.positive("image_size")),
+            processor=REFERENCE_TOWERS[tower.kind].processor(folder, tower.config),
             pads=config.text("image_aspect_ratio", "") == "pad",
             stop="</s>",
             dtype=getattr(torch, precision),

@@ -347,12 +347,14 @@ def test_a_wrong_manifest_is_found_by_the_golden_files(golden, fault):
 
 
 @pytest.mark.parametrize("file", ["image.onnx", "text.onnx"])
-def test_a_changed_weight_is_found_by_the_golden_files(golden, tmp_path, file):
+def test_a_changed_weight_is_found_by_the_golden_files(built, golden, tmp_path, file):
     copy = shutil.copytree(golden("clip"), tmp_path / "bundle")
-    data = bytearray((copy / file).read_bytes())
-    # The largest tensors stand last.
-    data[-4096:] = np.roll(np.frombuffer(data[-4096:], np.float32), 7).tobytes()
-    (copy / file).write_bytes(bytes(data))
+    data = (copy / file).read_bytes()
+    source = {"image": "visual_projection.weight", "text": "text_projection.weight"}[file[:-5]]
+    checkpoint, _, _ = built("clip")
+    stored = np.ascontiguousarray(np.asarray(checkpoint.read(source), np.float32).T)
+    assert data.count(stored.tobytes()) == 1
+    (copy / file).write_bytes(data.replace(stored.tobytes(), np.roll(stored, 1, 0).tobytes()))
     report = check_embedder(copy, open_embedder(copy, verify=False))
     assert status(report)["tower"] == "failed"
 

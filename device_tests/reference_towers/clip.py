@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer, CLIPVisionE
 
 from mllm_export.config import Config
 from mllm_export.device_tests.reference import Floats, Reader
+from mllm_export.device_tests.reference_tower import OriginalTower, TowerSource
 from mllm_export.device_tests.references._fill import LayerStack, fill
 
 BATCH = 8
@@ -82,3 +85,41 @@ class ClipFeatures:
             states = [layer(one, None, None)[0] for one in states]
         whole = torch.cat(states)
         return whole if self._keep_cls else whole[:, 1:]
+
+
+class Clip:
+    """CLIPVisionModel."""
+
+    title = "transformers' CLIPVisionModel"
+
+    def processor(self, folder: Path | None, config: Config) -> Any:
+        """CLIP's slow processor."""
+        return clip_processor(folder, config.positive("image_size"))
+
+    def width(self, config: Config) -> int:
+        """Of the residual stream."""
+        return config.positive("hidden_size")
+
+    def open(self, source: TowerSource, dtype: torch.dtype) -> OriginalTower:
+        """Layer by layer."""
+        return ClipFeatures(
+            clip_config(source.config),
+            source.read,
+            source.select_layer,
+            keep_cls=source.feature == "cls_patch",
+            dtype=dtype,
+        )
+
+
+def clip_processor(folder: Path | None, image_px: int) -> Any:
+    """CLIP's slow processor: that of a folder which has one, else with the published constants."""
+    from transformers import CLIPImageProcessor
+
+    if folder is not None and (folder / "preprocessor_config.json").is_file():
+        return CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+    return CLIPImageProcessor(
+        size={"shortest_edge": image_px}, crop_size={"height": image_px, "width": image_px}
+    )
+
+
+TOWER = Clip()

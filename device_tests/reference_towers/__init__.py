@@ -1,0 +1,1 @@
+"""Original vision towers in float32, one file per kind."""
