@@ -93,7 +93,7 @@ class Weights:
                 *names.measurements(context),
                 measure("weights", text, unrounded),
                 measure("weights", "values that are no numbers", bad),
-                *by_scheme(context.limits, losses),
+                *by_scheme(context.limits, losses, context.calibrated),
             ),
             examples=wrong_keys,
             tensors=_rows(losses, context.plan),
@@ -250,7 +250,9 @@ def _common(stored: Mapping[str, Stored], originals: Mapping[str, Original]) -> 
     return [n for n in originals if n in stored and stored[n].shape == originals[n].shape]
 
 
-def by_scheme(limits: Limits, losses: Mapping[str, tuple[str, Loss]]) -> Iterator[Measurement]:
+def by_scheme(
+    limits: Limits, losses: Mapping[str, tuple[str, Loss]], calibrated: bool = False
+) -> Iterator[Measurement]:
     """The worst tensor of every quantized scheme, against the profile's limits for it."""
     grouped: dict[str, list[Loss]] = defaultdict(list)
     for scheme, loss in losses.values():
@@ -258,8 +260,8 @@ def by_scheme(limits: Limits, losses: Mapping[str, tuple[str, Loss]]) -> Iterato
             grouped[scheme].append(loss)
     profile = limits.profile
     for scheme, found in sorted(grouped.items()):
-        limit = profile.scheme(scheme, calibrated=context.calibrated)
-        weighed = ", columns weighed" if context.calibrated else ""
+        limit = profile.scheme(scheme, calibrated=calibrated)
+        weighed = ", columns weighed" if calibrated else ""
         where = f"profile {profile.name}, {scheme}{weighed}: {limit.reason}"
         yield Measurement(
             name=f"{scheme}: least SQNR",
