@@ -28,13 +28,12 @@ def features_graph(spec):
     side = spec.image.size_px
     return Graph(
         name="features",
-        input="pixel_values",
-        input_shape=(1, 3, side, side),
-        integer=False,
+        inputs={"pixel_values": (1, 3, side, side)},
+        images={"pixel_values": spec.image},
         output="features",
         output_shape=(spec.tokens_out, spec.width),
         parts=(("", ENCODER.parameters(spec)),),
-        apply=lambda weights, pixels: ENCODER.apply(spec, weights, pixels)[0],
+        apply=lambda weights, given: ENCODER.apply(spec, weights, given[0])[0],
     )
 
 
