@@ -8,6 +8,7 @@ from mllm_export.catalog import Catalog
 from mllm_export.checkpoint import Checkpoint
 from mllm_export.config import Config
 from mllm_export.errors import UnsupportedModelError
+from mllm_export.export.near_miss import near_miss
 from mllm_export.records import record
 from mllm_export.spec import ModelSpec
 from mllm_export.weights import Dropped, WeightMap
@@ -69,12 +70,11 @@ def identify(checkpoint: Checkpoint) -> Family:
     claimed = [name for name in FAMILIES.names() if FAMILIES[name].claims(config)]
     if len(claimed) == 1:
         return FAMILIES[claimed[0]]
-    model_type = config.text("model_type", "(none)")
     if claimed:
         raise UnsupportedModelError(f"{config.file}: claimed by {' and '.join(claimed)}")
     raise UnsupportedModelError(
-        f"{config.file}: model_type '{model_type}' is no family known here "
-        f"(known: {', '.join(FAMILIES.names())}); see 'mllm-export list families'"
+        f"{config.file}: no family known here claims it (known: {', '.join(FAMILIES.names())}): "
+        f"{near_miss(config)}"
     )
 
 
