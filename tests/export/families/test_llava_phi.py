@@ -4,7 +4,6 @@ import copy
 import json
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import jinja2
@@ -12,13 +11,15 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "decoders"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "device_tests"))
 
+from other_towers import mipha
 from phi_originals import interleaved, old_config, packed
 
 from mllm_export.checkpoint import Checkpoint
 from mllm_export.errors import CheckpointError, MllmExportError, UnsupportedModelError
 from mllm_export.export.families.llava_phi import FAMILY
-from mllm_export.export.family import Reading, TinyModel, cover, read_spec
+from mllm_export.export.family import Reading, cover, read_spec
 from mllm_export.export.random_checkpoint import write_random_checkpoint
 
 WEIGHTS = "pytorch_model.bin"
@@ -159,35 +160,8 @@ def test_the_chat_template_renders_the_prompt_without_a_bos(model: Path) -> None
     assert text.endswith("ASSISTANT: A cat.<|endoftext|>USER: And? ASSISTANT:")
 
 
-def mipha() -> TinyModel:
-    """Mipha's layout: the same nesting, SigLIP without a class token, its pooling head unused."""
-    tiny = FAMILY.tiny()
-    parts = copy.deepcopy(tiny.config["vision_config"])
-    assert isinstance(parts, dict)
-    parts["vision_tower"].update(
-        model_type="mipha_vision_model",
-        vision_model_name_or_path="google/siglip-so400m-patch14-384",
-        hidden_act="gelu_pytorch_tanh",
-        layer_norm_eps=1e-6,
-    )
-    processor = {
-        "do_normalize": True,
-        "do_resize": True,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_processor_type": "SiglipImageProcessor",
-        "image_std": [0.5, 0.5, 0.5],
-        "resample": 3,
-        "size": {"height": 64, "width": 64},
-    }
-    config = {**tiny.config, "model_type": "mipha_phi", "vision_config": parts}
-    return replace(tiny, config=config, preprocessor=processor)
-
-
 def test_mipha_has_siglip_by_its_config_and_keeps_all_patches(tmp_path: Path) -> None:
-    model = write_random_checkpoint(tmp_path / "model", mipha())
-    state = torch.load(model / WEIGHTS, weights_only=True)
-    head = "model.vision_tower.vision_model.head.probe"
-    torch.save({**state, head: torch.ones(1, 1, 64)}, model / WEIGHTS)
+    model = mipha(tmp_path / "model")
     reading = read(model)
     encoder = reading.spec.encoders[0]
     assert (encoder.kind, encoder.activation) == ("siglip", "gelu_pytorch_tanh")
