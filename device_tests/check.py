@@ -46,6 +46,8 @@ class Context:
     """The float graph beside a quantized one, where it is still there."""
     other_runs: Mapping[str, Callable[[], Embed]] = field(default_factory=dict)
     """Further ways to run the tower's file, by name; each opened only when it is measured."""
+    takes_pictures: bool = False
+    """Whether the tower's file is fed pictures of 8 bits, and normalises them itself."""
     progress: Progress = field(default=silent)
 
     @property

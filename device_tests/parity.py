@@ -148,6 +148,7 @@ def _context(
         plan=plan,
         float_tower=None if same_file else float_tower,
         other_runs=tower_file.more(bundle.path("tower"), bundle.manifest.model),
+        takes_pictures=tower_file.takes_pictures(bundle.path("tower")),
         progress=progress,
     )
 

@@ -41,6 +41,9 @@ class TowerFile(Protocol):
     def more_graphs(self, path: Path, image: ImageSpec | None) -> Mapping[str, GraphOpener]:
         """As `more`, for a graph of an encoder alone; see VisionEngine.open_graph."""
 
+    def takes_pictures(self, path: Path) -> bool:
+        """Whether the file is fed pictures of 8 bits, and normalises them itself."""
+
     def notes(self, path: Path) -> tuple[str, ...]:
         """What a reader of the report should know of it."""
 

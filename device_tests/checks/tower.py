@@ -46,6 +46,8 @@ class Tower:
     def run(self, context: Context) -> Rung:
         """Compare every case; the float graph too, where a quantized one has it beside it."""
         cases = context.oracle.tower_cases()
+        if context.takes_pictures:  # what no picture gives cannot be fed to it
+            cases = [case for case in cases if case.picture is not None]
         made = _embeddings(cases, context.subject.embed_pixels)
         measurements = [
             *_measured(context, cases, made, ""),
@@ -109,8 +111,7 @@ def _on_own_weights(context: Context, cases: Sequence[TowerCase]) -> list[TowerC
     """
     live, stored = context.live, context.stored.tower
     originals = live.reference.tower_originals() if live else {}
-    artifact = context.plan.artifact("tower") if context.plan else None
-    if live is None or set(originals) - set(stored) or (artifact and artifact.image_input):
+    if live is None or set(originals) - set(stored) or context.takes_pictures:
         return []
     if any(stored[name].shape != one.shape for name, one in originals.items()):
         return []

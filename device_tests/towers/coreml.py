@@ -143,6 +143,10 @@ class CoremlFile:
             found["program in float16"] = partial(EvaluatedGraph, path, image, "float16")
         return found
 
+    def takes_pictures(self, path: Path) -> bool:
+        """By the type of its inputs."""
+        return bool(read_program(path).image_inputs)
+
     def notes(self, path: Path) -> tuple[str, ...]:
         """How it was run, and what runs in float32."""
         wide = read_contents(path).float32

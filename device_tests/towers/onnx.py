@@ -42,6 +42,11 @@ class OnnxFile:
         del path, image
         return {}
 
+    def takes_pictures(self, path: Path) -> bool:
+        """Never."""
+        del path
+        return False
+
     def notes(self, path: Path) -> tuple[str, ...]:
         """None."""
         del path
