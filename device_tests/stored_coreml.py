@@ -40,7 +40,10 @@ class CoremlStored:
         return np.ascontiguousarray(self._laid_out(self._decoded())[start:stop])
 
     def steps(self, start: int, stop: int) -> Floats:
-        """The step of every value of rows start..stop; for palettes their widest gap."""
+        """The step of every value of rows start..stop; for palettes their largest value.
+
+        k-means lets the values beyond a palette's ends be far off, whatever its gaps are.
+        """
         return np.ascontiguousarray(self._laid_out(self._all_steps())[start:stop])
 
     def _decoded(self) -> Floats:
@@ -56,8 +59,7 @@ class CoremlStored:
         if found is None:
             palettes = self._argument("lut")
             assert palettes is not None, "what is compressed has a scale or a palette"
-            gaps = np.diff(np.sort(palettes.astype(np.float32), axis=-2), axis=-2)
-            found = gaps.max(axis=(-2, -1))
+            found = np.abs(palettes.astype(np.float32)).max(axis=(-2, -1))
         for axis, side in enumerate(whole):
             found = np.repeat(found, side // found.shape[axis], axis)
         return np.abs(found.astype(np.float32))
@@ -65,13 +67,25 @@ class CoremlStored:
     def _argument(self, name: str) -> Array | None:
         assert self.operation is not None, "only compressed tensors have arguments"
         given = self.operation.inputs.get(name, ())
-        if not given:
-            return None
+        if not given:  # the older forms keep their data as attributes
+            held = self.operation.attributes.get(name)
+            return None if held is None else self._along_axis(np.asarray(held.read()))
         one = given[0]
         if isinstance(one, Value):
             return np.asarray(one.read())
         constant = next(o for o in self.evaluator.program.operations if o.name == one)
         return np.asarray(constant.attributes["val"].read())
+
+    def _along_axis(self, values: Array) -> Array:
+        """A vector of the older form in as many axes as the tensor has."""
+        assert self.operation is not None, "only compressed tensors have arguments"
+        rank = self._decoded().ndim
+        axis = self.operation.attributes.get("axis")
+        if values.ndim == rank or axis is None:
+            return values.reshape(values.shape or (1,) * rank)
+        sides = [1] * rank
+        sides[int(axis.read()) % rank] = -1
+        return values.reshape(sides)
 
     def _laid_out(self, whole: Floats) -> Floats:
         return whole.T if self.turned else whole.reshape(self.shape)

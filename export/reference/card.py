@@ -39,35 +39,51 @@ def _scores(measured: Measured) -> str:
     return _table(("kind", "exact match", "blank picture"), [*rows, ("**all**", *total)])
 
 
+def _parts(spec: ReferenceSpec) -> str:
+    """What the model is made of, in a line each."""
+    twin, vision, decoder = TWINS[spec.twin], spec.vision, spec.decoder
+    return "\n".join(
+        (
+            f"- CLIP ViT ({vision.image_px} px, patch {vision.patch_px}, width {vision.width}, "
+            f"{vision.layers} layers, {vision.heads} heads, hidden state {vision.select_layer} "
+            "selected)",
+            f"- Projector `{spec.projector}`, {spec.image_tokens} tokens",
+            f"- {twin.decoder_title} decoder (width {decoder.width}, {decoder.layers} layers, "
+            f"{decoder.heads} heads, MLP {decoder.mlp_width}, vocabulary {decoder.vocab})",
+        )
+    )
+
+
+def _making(spec: ReferenceSpec) -> str:
+    """The command, and what it does."""
+    plan = spec.schedule
+    chosen = "" if spec.twin == DEFAULT_TWIN else f"--twin {spec.twin} "
+    return f"""\
+    python -m mllm_export.export.reference.train {chosen}--out DIR --work DIR --seed {spec.seed}
+
+1. {plan.pictures:,} pictures are drawn.
+2. The tower trains {plan.tower_steps:,} steps of {plan.tower_batch} pictures on the label of
+   every patch (object, color, place, centre). Its label heads are then thrown away, its weights
+   rounded and frozen.
+3. Projector and decoder train {plan.llm_steps:,} steps of {plan.llm_batch} pictures (of the first
+   {plan.llm_pictures:,}), with {plan.llm_questions} questions on each, on the answers alone.
+
+Two CPU cores, bfloat16 autocast; Muon for matrices, AdamW for the rest."""
+
+
+def _counts(head: str, unit: str, numbers: dict[str, int]) -> str:
+    return _table((head, unit), [(name, f"{n:,}") for name, n in numbers.items()])
+
+
 def card(spec: ReferenceSpec, measured: Measured) -> str:
     """The text of `CARD.md`."""
-    twin, plan, vision, decoder = TWINS[spec.twin], spec.schedule, spec.vision, spec.decoder
+    twin = TWINS[spec.twin]
     answer, share = measured.most_common
-    parts = _table(
-        ("part", "parameters"), [(part, f"{n:,}") for part, n in measured.parameters.items()]
-    )
-    sizes = _table(
-        ("files", "bytes"), [(name, f"{n:,}") for name, n in measured.size_bytes.items()]
-    )
     stages = _table(
         ("stage", "wall time"),
         [(name, f"{s / 60:.1f} min") for name, s in measured.stage_s.items()],
     )
-    tower_text = (
-        f"CLIP ViT ({vision.image_px} px, patch {vision.patch_px}, width {vision.width}, "
-        f"{vision.layers} layers, {vision.heads} heads, hidden state {vision.select_layer} "
-        "selected)"
-    )
-    decoder_text = (
-        f"{twin.decoder_title} decoder (width {decoder.width}, {decoder.layers} layers, "
-        f"{decoder.heads} heads, MLP {decoder.mlp_width}, vocabulary {decoder.vocab})"
-    )
-    parts_text = "\n".join(
-        (f"- {tower_text}", f"- Projector `{spec.projector}`, {spec.image_tokens} tokens",
-         f"- {decoder_text}")
-    )  # fmt: skip
     checkpoint = "" if spec.twin == DEFAULT_TWIN else " --checkpoint DIR/checkpoint"
-    chosen = "" if spec.twin == DEFAULT_TWIN else f"--twin {spec.twin} "
     return f"""# Reference checkpoint
 
 A small {twin.title}, trained from scratch to answer questions about drawn pictures: shapes in
@@ -77,13 +93,13 @@ measure what an export loses; it is of no other use. The files are laid out as t
 
 ## Parts
 
-{parts_text}
+{_parts(spec)}
 
 {twin.layout}
 
-{parts}
+{_counts("part", "parameters", measured.parameters)}
 
-{sizes}
+{_counts("files", "bytes", measured.size_bytes)}
 
 ## Scores
 
@@ -96,16 +112,7 @@ right for {100 * share:.1f} % of the questions.
 
 ## How it was made
 
-    python -m mllm_export.export.reference.train {chosen}--out DIR --work DIR --seed {spec.seed}
-
-1. {plan.pictures:,} pictures are drawn.
-2. The tower trains {plan.tower_steps:,} steps of {plan.tower_batch} pictures on the label of
-   every patch (object, color, place, centre). Its label heads are then thrown away, its weights
-   rounded and frozen.
-3. Projector and decoder train {plan.llm_steps:,} steps of {plan.llm_batch} pictures (of the first
-   {plan.llm_pictures:,}), with {plan.llm_questions} questions on each, on the answers alone.
-
-Two CPU cores, bfloat16 autocast; Muon for matrices, AdamW for the rest.
+{_making(spec)}
 
 {stages}
 
