@@ -1,4 +1,15 @@
-"""A graph as one Core ML program of fixed shape, in a .mlpackage."""
+"""A graph as one Core ML program of fixed shape, in a .mlpackage.
+
+The neural engine is a black box: Apple does not say what Core ML gives it, and nothing here can
+see it. By others' trials (hollance/neural-engine, docs/unsupported-layers.md, which calls some of
+it guesses) gathers, dilated convolutions, recurrent and custom layers run elsewhere; float32 does
+too, since it computes in float16. Apple's own advice (apple/ml-ane-transformers) is maps of
+[B, C, 1, S] under 1x1 convolutions and few reshapes. So every shape here is a number, all is
+float16 but for what overflows, attention is one operation where the system has it, and so is
+GELU; rows stay [1, T, D] under `linear`, as published. What may leave the engine: `gather` and the
+integer operations of a text tower, and the output's cast to float32. Xcode's performance report
+tells for a device.
+"""
 
 from __future__ import annotations
 
