@@ -58,6 +58,11 @@ class SeenDecoder:
         """Add one token to the sequence."""
         return self._decoder.extend(token_id)
 
+    def forget(self) -> None:
+        """Drop the sequence."""
+        self.fed = ()
+        self._decoder.forget()
+
     def close(self) -> None:
         """Give the memory back."""
         self.fed = ()

@@ -13,7 +13,8 @@ from mllm_export.bundle import Bundle
 from mllm_export.device_tests.pictures import scenes
 from mllm_export.device_tests.subject import Subject
 from mllm_export.report import Latency
-from mllm_export.runtimes.opening import is_small, usable_cores
+from mllm_export.runtimes.machine import usable_cores
+from mllm_export.runtimes.opening import is_small
 from mllm_export.runtimes.session import Session
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def latency(bundle: Bundle, subject: Subject) -> tuple[Latency, ...]:
         ("prefill", [one.prefill_ms for one in first], decoding),
         ("decode per token", later, decoding),
     )
-    return tuple(_summary(name, times, threads) for name, times, threads in stages if times)
+    return tuple(summary(name, times, threads) for name, times, threads in stages if times)
 
 
 def _answer(session: Session, number: int) -> list[Step]:
@@ -57,7 +58,8 @@ def _answer(session: Session, number: int) -> list[Step]:
     return list(session.generate(_QUESTION, image, max_tokens=_TOKENS))
 
 
-def _summary(stage: str, times: Sequence[float], threads: int) -> Latency:
+def summary(stage: str, times: Sequence[float], threads: int) -> Latency:
+    """Median and quartiles of repeated times, milliseconds."""
     low, median, high = (float(x) for x in np.quantile(times, [0.25, 0.5, 0.75]))
     return Latency(
         stage=stage,

@@ -103,6 +103,10 @@ class PartDecoder:
         """Add one token to the sequence."""
         return self._decoder.extend(token_id)
 
+    def forget(self) -> None:
+        """Drop the sequence."""
+        self._decoder.forget()
+
     def close(self) -> None:
         """Give the memory back."""
         self._part.close()

@@ -140,7 +140,8 @@ def open_subject(bundle: Bundle) -> Subject:
     """
     from mllm_export.device_tests.tower_file import TOWER_FILES
     from mllm_export.runtimes.engines import DECODER_ENGINES
-    from mllm_export.runtimes.opening import is_small, usable_cores
+    from mllm_export.runtimes.machine import usable_cores
+    from mllm_export.runtimes.opening import is_small
     from mllm_export.runtimes.session import Session
 
     manifest, cores = bundle.manifest, usable_cores()

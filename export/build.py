@@ -165,6 +165,7 @@ def _manifest(
         minimum_runtime=(0, 1, 0),
         vision_engine=target.vision_engine,
         decoder_engine=target.decoder_engine,
+        arch=target.arch,
         cpu_features=target.cpu_features,
         kv_type=plan.kv_type,
         decoder_importance=plan.decoder_importance,

@@ -60,7 +60,10 @@ class Manifest:
     """A file in runtimes/vision."""
     decoder_engine: str
     """A file in runtimes/decoder."""
+    arch: str = ""
+    """Architecture of the target's CPU; empty in bundles that were written before it was kept."""
     cpu_features: tuple[str, ...] = ()
+    """What the target's CPU has, as the kernel names it."""
     kv_type: KvType = "f16"
     """How the runtime stores keys and values unless it is told otherwise."""
     decoder_importance: Importance = "none"

@@ -60,6 +60,10 @@ class CheckError(MllmExportError):
     """A check could not be carried out (not: was carried out and failed)."""
 
 
+class DeviceError(MllmExportError):
+    """A device cannot be reached, lacks what is needed, or was lost while it worked."""
+
+
 class CheckFailedError(MllmExportError):
     """A check was carried out and failed; the message names the first rung."""
 

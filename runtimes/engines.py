@@ -59,6 +59,9 @@ class Decoder(Protocol):
     def extend(self, token_id: int) -> Floats:
         """Add one token to the sequence: its f32[V]."""
 
+    def forget(self) -> None:
+        """Drop the sequence, so that nothing of it is used again."""
+
     def close(self) -> None:
         """Give the memory back; a second call does nothing."""
 

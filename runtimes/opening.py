@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +12,7 @@ from mllm_export.catalog import Catalog
 from mllm_export.errors import BundleError, EngineError
 from mllm_export.kv_cache import KvType
 from mllm_export.runtimes.engines import DECODER_ENGINES, VISION_ENGINES
+from mllm_export.runtimes.machine import architecture, cpu_features, usable_cores
 from mllm_export.runtimes.session import Session
 
 T = TypeVar("T")
@@ -31,7 +31,8 @@ def open_session(
 ) -> Session:
     """See `mllm_export.runtimes.load`."""
     bundle = open_bundle(Path(folder), verify)
-    _check_version(bundle)
+    require_version(bundle, __version__)
+    require_features(bundle, architecture(), cpu_features())
     manifest, spec = bundle.manifest, bundle.manifest.model
     vision = _engine(VISION_ENGINES, manifest.vision_engine, bundle)
     language = _engine(DECODER_ENGINES, manifest.decoder_engine, bundle)
@@ -55,22 +56,35 @@ def is_small(decoder: Path) -> bool:
     return decoder.stat().st_size < _SMALL_BYTES
 
 
-def usable_cores() -> int:
-    """Cores this process may run on, which can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _check_version(bundle: Bundle) -> None:
+def require_version(bundle: Bundle, runtime: str, where: str = "this") -> None:
+    """Raises: BundleError when the bundle needs a later runtime than `where` has."""
     needed = bundle.manifest.minimum_runtime
     # A development version such as 0.2.0.dev1 counts as 0.2.0.
-    found = tuple(int(number) for number in re.findall(r"\d+", __version__)[:3])
+    found = tuple(int(number) for number in re.findall(r"\d+", runtime)[:3])
     if needed > found:
         wanted = ".".join(str(number) for number in needed)
         raise BundleError(
-            f"{bundle.folder} needs mllm-export {wanted} or later, this is {__version__}; "
+            f"{bundle.folder} needs mllm-export {wanted} or later, {where} is {runtime}; "
             "upgrade the runtime"
+        )
+
+
+def require_features(
+    bundle: Bundle, arch: str, found: frozenset[str] | None, where: str = "this CPU"
+) -> None:
+    """Refuse before an engine runs into an instruction that the CPU does not have.
+
+    A bundle for another architecture may be looked at: its artifacts hold no machine code.
+
+    Raises: BundleError naming the features that are missing.
+    """
+    if found is None or bundle.manifest.arch != arch:
+        return
+    missing = [name for name in bundle.manifest.cpu_features if name not in found]
+    if missing:
+        raise BundleError(
+            f"{bundle.folder} was built for target {bundle.manifest.target}, whose CPUs have "
+            f"{', '.join(missing)}; {where} has not: build for a target that fits it"
         )
 
 

@@ -120,6 +120,11 @@ class Session:
         steps = self.generate(prompt, images, max_tokens=max_tokens)
         return "".join(step.text for step in steps).strip()
 
+    def forget(self) -> None:
+        """Drop remembered embeddings and the KV cache: the next answer costs what a first does."""
+        self._embeddings = EmbeddingCache()
+        self._decoder.forget()
+
     def close(self) -> None:
         """Give the memory back; a second call does nothing."""
         self._tower.close()

@@ -151,6 +151,11 @@ class LlamaCppDecoder:
         row: Floats = logits[0]
         return row
 
+    def forget(self) -> None:
+        """Drop the sequence, so that nothing of it is used again."""
+        self._require_open()
+        self._rewind(0)
+
     def _require_open(self) -> None:
         if not self._free.alive:
             raise EngineError("the session is closed; load the bundle again")

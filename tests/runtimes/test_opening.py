@@ -11,7 +11,7 @@ import pytest
 
 from mllm_export.errors import BundleError, EngineError, SpecError
 from mllm_export.runtimes import load
-from mllm_export.runtimes.opening import usable_cores
+from mllm_export.runtimes.machine import architecture, cpu_features, usable_cores
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -81,6 +81,21 @@ def test_load_refuses_a_manifest_it_cannot_run(
     with pytest.raises(BundleError, match=message) as caught:
         load(bundle_copy)
     assert "\n" not in str(caught.value)
+
+
+def test_load_refuses_features_that_this_cpu_lacks(bundle_copy: Path) -> None:
+    needs = {"cpu_features": ["asimd9"], "target": "raspberry-pi-9"}
+    edit(bundle_copy, lambda d: d.update(needs, arch=architecture()))
+    if cpu_features() is None:
+        pytest.skip("this system does not list what its CPU has")
+    with pytest.raises(BundleError, match=r"built for target raspberry-pi-9, .* asimd9; this CPU"):
+        load(bundle_copy)
+
+
+def test_a_bundle_for_another_architecture_may_be_looked_at(bundle_copy: Path) -> None:
+    edit(bundle_copy, lambda d: d.update(cpu_features=["asimd9"], arch="another"))
+    with load(bundle_copy) as session:
+        assert session.manifest.arch == "another"
 
 
 def test_load_refuses_two_encoders_that_nothing_joins(bundle_copy: Path) -> None:
