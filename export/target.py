@@ -14,13 +14,29 @@ from mllm_export.toml import read_toml
 
 
 @record
+class Rates:
+    """What one core and the memory can do at most, for estimates."""
+
+    core: str
+    clock_mhz: int
+    instructions_per_cycle: float
+    """That enter the core's back end."""
+    simd_per_cycle: float
+    """Of 128 bits, or of 256 on x86."""
+    loads_stores_per_cycle: float
+    bandwidth_gb_s: float
+    """Of the whole memory; one core alone reaches less."""
+    source: str
+
+
+@record
 class Target:
     """One file of export/targets, or a TOML file of the user's."""
 
     name: str
     description: str
     arch: Literal["x86_64", "arm64"]
-    system: Literal["linux", "macos", "ios"]
+    system: Literal["linux", "android", "macos", "ios"]
     cpu_features: tuple[str, ...]
     """Features the artifacts rely on, as the kernel names them."""
     memory_mib: int
@@ -41,8 +57,10 @@ class Target:
     context_tokens: int
     """KV cache the plan reckons with; never more than the model's own limit."""
     default_recipe: str
+    rates: Rates | None = None
+    """None where nothing is estimated."""
     source: str
-    """Where the figures come from."""
+    """Where memory, cores and features come from."""
 
 
 def target_names() -> list[str]:
