@@ -1,0 +1,83 @@
+"""A phone, or any machine that adb's own client reaches."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from pathlib import Path
+
+from mllm_export.device_tests.device import Completed, Counter, Settings
+from mllm_export.device_tests.devices._process import run_process
+from mllm_export.errors import DeviceError
+from mllm_export.progress import Progress
+
+_HOME = "/data/local/tmp/mllm-export"
+"""The folder that a shell user may write to and execute from. Source: Android, adb's manual."""
+
+_LOST = ("error: device", "error: no devices", "error: closed", "adb: error: failed to get")
+
+
+class AdbLink:
+    """Commands through `adb -s SERIAL shell`."""
+
+    emulated = False
+    counter: Counter | None = None
+
+    def __init__(self, serial: str, settings: Settings) -> None:
+        """Connects at the first command."""
+        self.title = f"adb:{serial}"
+        self.home = settings.home or _HOME
+        self.python = settings.python or "python3"
+        self._words = ("adb", "-s", serial)
+
+    def shell(self, command: str, timeout_s: float, data: bytes = b"") -> Completed:
+        """Run a line of the device's shell; input goes through a file, for old adb has no other.
+
+        Raises: DeviceError when the device is lost.
+        """
+        if data:
+            piped = f"{self.home}/.stdin"
+            self._send(data, piped, timeout_s)
+            command = f"{{ {command}; }} < {shlex.quote(piped)}"
+        return self._checked(("shell", command), timeout_s)
+
+    def fetch(self, remote: str, local: Path, timeout_s: float) -> None:
+        """Copy one file here."""
+        done = self._checked(("pull", remote, str(local)), timeout_s)
+        if done.code:
+            raise DeviceError(f"{self.title}: {remote} cannot be read ({done.last_line()})")
+
+    def close(self) -> None:
+        """The adb server is the user's: it stays."""
+
+    def _send(self, data: bytes, remote: str, timeout_s: float) -> None:
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(data)
+            file.flush()
+            done = self._checked(("push", file.name, remote), timeout_s)
+        if done.code:
+            raise DeviceError(f"{self.title}: {remote} cannot be written ({done.last_line()})")
+
+    def _checked(self, words: tuple[str, ...], timeout_s: float) -> Completed:
+        done = run_process((*self._words, *words), self.title, timeout_s)
+        if done.code and done.last_line().startswith(_LOST):
+            raise DeviceError(
+                f"{self.title}: {done.last_line()}; is it listed by 'adb devices', and unlocked?"
+            )
+        return done
+
+
+class Adb:
+    """`adb:SERIAL`."""
+
+    form = "adb:SERIAL"
+
+    def open(self, address: str, settings: Settings, progress: Progress) -> AdbLink:
+        """Raises: DeviceError when no serial is named."""
+        del progress
+        if not address:
+            raise DeviceError(f"adb: no serial is named; write {self.form}, see 'adb devices'")
+        return AdbLink(address, settings)
+
+
+DEVICE = Adb()

@@ -1,0 +1,1 @@
+"""CPUs that qemu can play, one TOML file each."""
