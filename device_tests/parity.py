@@ -10,6 +10,7 @@ from time import perf_counter
 from mllm_export.bundle import Bundle
 from mllm_export.catalog import unknown
 from mllm_export.checkpoint import Checkpoint
+from mllm_export.device_tests import on_device
 from mllm_export.device_tests.cases import Oracle
 from mllm_export.device_tests.check import CHECKS, Context, StoredFiles
 from mllm_export.device_tests.drift import layer_drift
@@ -165,7 +166,7 @@ def limits_of(
     coarsest = KINDS[max(KINDS.index(of_tower), KINDS.index(of_decoder))]
     profile = load_profile(bundle.manifest.profile)
     for limit in profile.limits:
-        measures = CHECKS[limit.rung].measures
+        measures = measures_of(limit.rung)
         if limit.measurement not in measures:
             text = unknown("measurement", limit.measurement, list(measures))
             raise CheckError(f"profile '{profile.name}', {limit.rung}: {text}")
@@ -180,6 +181,11 @@ def _ladder(names: Sequence[str], context: Context, fail_fast: bool) -> tuple[Ru
             break
         found.append(_run(name, context))
     return tuple(found)
+
+
+def measures_of(rung: str) -> tuple[str, ...]:
+    """The device rung runs elsewhere, so that it is no check of the ladder here."""
+    return on_device.MEASURES if rung == "device" else tuple(CHECKS[rung].measures)
 
 
 def _run(name: str, context: Context) -> Rung:

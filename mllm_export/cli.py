@@ -12,9 +12,11 @@ import typer
 
 from mllm_export import __version__
 from mllm_export.commands import (
+    bench,
     build,
     check,
     compare,
+    device,
     diagnose,
     evaluate,
     inspect,
@@ -41,7 +43,9 @@ app.command("compare")(compare.compare)
 app.command("diagnose")(diagnose.diagnose)
 app.command("evaluate")(evaluate.evaluate)
 app.command("run")(run.run)
+app.command("bench")(bench.bench)
 app.command("list")(listing.list_names)
+app.add_typer(device.app, name="device")
 
 
 def _version(asked: bool) -> None:

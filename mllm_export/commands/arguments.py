@@ -80,6 +80,48 @@ ProfileOption = Annotated[
         help="Limits: strict, default or lenient; those it was built for by default.",
     ),
 ]
+DeviceOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--device",
+        metavar="D",
+        help="local, qemu:CPU, ssh://user@host[:port] or adb:SERIAL.",
+    ),
+]
+TimeoutOption = Annotated[
+    float,
+    typer.Option("--timeout", metavar="S", help="Seconds for one command on the device.", min=1),
+]
+DevicePythonOption = Annotated[
+    str,
+    typer.Option("--device-python", metavar="P", help="The device's Python; python3 by default."),
+]
+DeviceHomeOption = Annotated[
+    str, typer.Option("--device-home", metavar="DIR", help="A folder on the device for our files.")
+]
+QuestionsOption = Annotated[
+    int,
+    typer.Option(help="With --device and --evaluation: how many of them are asked.", min=1),
+]
+CostOption = Annotated[
+    bool,
+    typer.Option("--cost", help="Hold instruction counts on an emulated device against a record."),
+]
+CostRecordOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--cost-record", metavar="FILE", help="What it cost before; by default the target's own."
+    ),
+]
+RecordCostOption = Annotated[
+    bool, typer.Option("--record-cost", help="Write what was counted into --cost-record.")
+]
+AgainstOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--against", metavar="CKPT", help="The original; without it the golden outputs count."
+    ),
+]
 ReportOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--report", metavar="DIR", help="Write report.html, .json, .md, .xml here."),

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING
 
 import typer
 
 from mllm_export.commands.arguments import (
+    AgainstOption,
     BundleArgument,
+    CostOption,
+    CostRecordOption,
+    DeviceHomeOption,
+    DeviceOption,
+    DevicePythonOption,
     EvaluationOption,
     HistoryOption,
     JsonOption,
     ProfileOption,
+    QuestionsOption,
+    RecordCostOption,
     ReportOption,
+    TimeoutOption,
     TowerOption,
     WhenOption,
 )
@@ -28,57 +37,77 @@ if TYPE_CHECKING:
 
 def check(
     bundle: BundleArgument,
-    against: Annotated[
-        Optional[str],  # noqa: UP045  (typer evaluates it on Python 3.10 too)
-        typer.Option(
-            "--against", metavar="CKPT", help="The original; without it the golden outputs count."
-        ),
-    ] = None,
+    against: AgainstOption = None,
     vision_tower: TowerOption = None,
     evaluation: EvaluationOption = None,
     profile: ProfileOption = None,
     report_dir: ReportOption = None,
     history: HistoryOption = None,
     when: WhenOption = "",
+    device: DeviceOption = None,
+    questions: QuestionsOption = 100,
+    cost: CostOption = False,
+    cost_record: CostRecordOption = None,
+    record_cost: RecordCostOption = False,
+    timeout: TimeoutOption = 600.0,
+    device_python: DevicePythonOption = "",
+    device_home: DeviceHomeOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Hold a bundle against the original, or against its golden outputs.
+    """Hold a bundle against the original, its golden outputs, or on a device against this machine.
 
     Exit codes: 0 every limit kept, 1 a rung failed, 2 cannot be done as asked.
     """
     from mllm_export.bundle import open_bundle
     from mllm_export.commands.alone import check_alone
-    from mllm_export.commands.checking import check_in_child, write_reports
-    from mllm_export.commands.opening import REFERENCE, open_checkpoint, reference_evaluation
+    from mllm_export.commands.costing import check_cost
+    from mllm_export.commands.there import Place, check_there, refuse_alone
     from mllm_export.embedder import is_embedder
-    from mllm_export.terminal import ProgressBars
 
+    place = Place.named(device, timeout, device_python, device_home)
     if is_embedder(bundle):
+        refuse_alone(place, bundle)
         check_alone(bundle, against, evaluation, profile, report_dir, as_json)
         return
     opened = open_bundle(bundle)
     if profile is not None:
         opened = judged_by(opened, profile)
+    if cost or record_cost:
+        check_cost(opened, place, cost_record, record_cost, as_json)
+        return
+    if place is not None:
+        report = check_there(opened, place, against, evaluation, questions)
+    else:
+        report = _check_here(opened, against, vision_tower, evaluation)
+    if history is not None:
+        _append(history, report, opened, when)
+    _finish(report, report_dir, as_json)
+
+
+def _check_here(
+    bundle: Bundle, against: str | None, vision_tower: str | None, evaluation: Path | None
+) -> Report:
+    from mllm_export.commands.checking import check_in_child
+    from mllm_export.commands.opening import REFERENCE, open_checkpoint, reference_evaluation
+    from mllm_export.terminal import ProgressBars
+
     original = None if against is None else open_checkpoint(against, vision_tower)
     if against == REFERENCE and evaluation is None:
         evaluation = reference_evaluation()
-    plan = None if original is None else replan(opened, original)
+    plan = None if original is None else replan(bundle, original)
     with ProgressBars() as progress:
-        report = check_in_child(opened, original, plan, evaluation, None, False, progress)
-    if report_dir is not None:
-        report_dir.mkdir(parents=True, exist_ok=True)
-        write_reports(report, report_dir)
-    if history is not None:
-        _append(history, report, opened, when)
-    _conclude(report, as_json)
+        return check_in_child(bundle, original, plan, evaluation, None, False, progress)
 
 
-def _conclude(report: Report, as_json: bool) -> None:
-    from mllm_export.commands.checking import verdict
+def _finish(report: Report, report_dir: Path | None, as_json: bool) -> None:
+    from mllm_export.commands.checking import verdict, write_reports
     from mllm_export.errors import CheckFailedError
     from mllm_export.records import to_json
     from mllm_export.terminal import parity_table, stdout
 
+    if report_dir is not None:
+        report_dir.mkdir(parents=True, exist_ok=True)
+        write_reports(report, report_dir)
     if as_json:
         typer.echo(to_json(report), nl=False)
     else:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from mllm_export.device_tests.check import CHECKS
+from mllm_export.device_tests.parity import measures_of
 from mllm_export.device_tests.profile import (
     Limit,
     Limits,
@@ -19,7 +20,7 @@ from mllm_export.quantize.layout import LAYOUTS
 def test_a_profile_limits_what_is_measured_and_says_why(name: str) -> None:
     profile = load_profile(name)
     for limit in profile.limits:
-        assert limit.measurement in CHECKS[limit.rung].measures
+        assert limit.measurement in measures_of(limit.rung)
         assert len(limit.reason) > 20
 
 

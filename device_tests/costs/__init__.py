@@ -1,0 +1,1 @@
+"""What bundles cost on emulated CPUs, a record per target; checked by `check --cost`."""
