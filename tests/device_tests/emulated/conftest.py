@@ -1,0 +1,104 @@
+"""Emulated machines and stand-ins, set up once; without the tools these tests are skipped.
+
+MLLM_REQUIRE_EMULATION=1 makes a machine that lacks them a failure, as CI wants it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mllm_export.bundle import Bundle, open_bundle
+from mllm_export.commands.opening import reference_evaluation
+from mllm_export.device_tests.emulation.cpu import load_cpu
+from mllm_export.device_tests.emulation.machine import TOOLS, set_up
+from mllm_export.device_tests.stand_ins.adb import adb_client, adb_device
+from mllm_export.device_tests.stand_ins.room import Room, room
+from mllm_export.device_tests.stand_ins.ssh import SshServer, ssh_server
+from mllm_export.progress import silent
+
+STAND_INS = ("qemu-aarch64-static", "sshd", "ssh", "adb", "mount")
+QUESTIONS = 60
+"""Of the evaluation file, that a bundle is checked with: enough to be a trained model's."""
+
+ArmBuild = Callable[[str], Bundle]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = [t for t in (*TOOLS, *STAND_INS) if shutil.which(t, path=_path()) is None]
+    reason = f"not installed: {', '.join(missing)}" if missing else ""
+    if not reason and os.geteuid() != 0:
+        reason = "playing a device needs root"
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.emulated)
+            if reason and not os.environ.get("MLLM_REQUIRE_EMULATION"):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _path() -> str:
+    return f"{os.environ.get('PATH', '')}:/usr/sbin"
+
+
+@pytest.fixture(scope="session")
+def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first of the held-out questions, beside their pictures."""
+    whole = reference_evaluation()
+    folder = tmp_path_factory.mktemp("evaluation")
+    lines = whole.read_text(encoding="utf-8").splitlines()[:QUESTIONS]
+    (folder / "questions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for picture in whole.parent.glob("*.png"):
+        shutil.copy2(picture, folder)
+    return folder / "questions.jsonl"
+
+
+@pytest.fixture(scope="session")
+def arm_bundle(tmp_path_factory: pytest.TempPathFactory, evaluation: Path) -> ArmBuild:
+    """The reference's bundles for linux-arm64, built once for each recipe."""
+    folder = tmp_path_factory.mktemp("arm")
+
+    def build(recipe: str) -> Bundle:
+        out = folder / recipe
+        if not out.exists():
+            words = ("build", "reference", "--target", "linux-arm64", "--recipe", recipe)
+            more = ("-o", str(out), "--evaluation", str(evaluation))
+            subprocess.run(
+                [sys.executable, "-m", "mllm_export", *words, *more],
+                check=True,
+                capture_output=True,
+            )
+        return open_bundle(out)
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def pi(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
+    """A room with a Raspberry Pi 5's core in it."""
+    with room(set_up(load_cpu("cortex-a76"), silent)) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def server(pi: Room, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
+    """OpenSSH in front of it."""
+    with ssh_server(pi, tmp_path_factory.mktemp("sshd")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def phone(
+    pi: Room, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """The port of an adb device, and the environment of our own adb server."""
+    with (
+        adb_device(pi) as port,
+        adb_client(tmp_path_factory.mktemp("adb")) as settings,
+    ):
+        yield port, settings
