@@ -11,7 +11,7 @@ NO_AMX := $(if $(filter x86_64,$(shell uname -m)),-mno-amx-tile -mno-amx-int8)
 export CMAKE_ARGS ?= -DLLAMA_OPENSSL=OFF '-DCMAKE_C_FLAGS=$(NO_AMX)' '-DCMAKE_CXX_FLAGS=$(NO_AMX)'
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check install install-dev format lint types pytest wheel upstream clean
+.PHONY: demo test check install install-dev format lint types pytest wheel upstream qemu emulated clean
 
 demo: install
 	$(BIN)/python -m mllm_export.demo
@@ -52,7 +52,16 @@ types:
 	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p mllm_export
 
 pytest:
-	OMP_NUM_THREADS=1 MLLM_REQUIRE_UPSTREAM=1 $(BIN)/pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 MLLM_REQUIRE_UPSTREAM=1 $(BIN)/pytest -q -n 2 --dist loadfile -m "not emulated"
+
+# arm64 machines that qemu plays, made once into the cache (MLLM_EXPORT_CACHE, or ~/.cache).
+qemu: install-dev
+	$(BIN)/mllm-export device setup qemu
+
+# Reference bundles on those, and boards and phones on loopback; as root, with Debian's packages.
+emulated: qemu
+	OMP_NUM_THREADS=1 MLLM_REQUIRE_EMULATION=1 $(BIN)/pytest -q -n 2 --dist loadfile -m emulated \
+	  tests/device_tests/emulated
 
 wheel:
 	$(BIN)/python tests/smoke_wheel.py
