@@ -42,6 +42,7 @@ class Job:
     """Whose pixels and embeddings come back."""
     forced: tuple[Forced, ...] = ()
     asked: tuple[Asked, ...] = ()
+    """Whose answers come back; of a job that times or counts, the first is what is timed."""
     max_tokens: int = 24
     repeats: int = 0
     """How often the first question is timed, after one warm-up; 0: not at all."""

@@ -76,7 +76,8 @@ def run(bundle: Path, folder: Path) -> None:
     load_ms = _timed_loads(bundle, job)
     with load(bundle, threads=job.threads) as session:
         values = {**_embed(session, job, folder), **_force(session, job, bundle)}
-        answers = tuple(_answer(session, asked, job, folder) for asked in job.asked)
+        asked = () if job.repeats or job.marks else job.asked
+        answers = tuple(_answer(session, one, job, folder) for one in asked)
         times = tuple(_timed(session, job, folder))
         positions = _mark_regions(session, job, folder) if job.marks else 0
     np.savez(folder / VALUES, **values)  # type: ignore[arg-type]  # numpy 2's stub has a flag too

@@ -62,9 +62,7 @@ def show_cost(cost: Cost) -> None:
     from mllm_export.device_tests.cost import KINDS
     from mllm_export.terminal import stdout
 
-    table = Table(
-        title=f"Cost of {cost.model}, {cost.recipe}, on {cost.cpu}: counts of one thread, no time"
-    )
+    table = Table(title=f"{cost.recipe} on {cost.cpu}: counts, no time")
     table.add_column("count")
     for name in cost.regions:
         per = f"\n{cost.prefill_positions} positions" if name == "prefill" else ""
