@@ -14,9 +14,11 @@ from mllm_export.device_tests.cases import (
     PromptCase,
     TowerCase,
 )
+from mllm_export.device_tests.diagnosis.walked import Walked
 from mllm_export.device_tests.distributions import relative_error
 from mllm_export.device_tests.greedy import Asked
 from mllm_export.device_tests.pictures import Picture, ladder
+from mllm_export.device_tests.probes import original_ranges
 from mllm_export.device_tests.questions import NASTY, PLAIN, WITH_MARKERS, WITH_SPECIAL
 from mllm_export.device_tests.reference import Floats, Reference
 from mllm_export.device_tests.samples import Question, Samples
@@ -107,6 +109,7 @@ class LiveOracle:
         self._progress = progress
         self._embeds: dict[str, Floats] = {}
         self._tower_floor: float | None = None
+        self._probes: tuple[list[Floats], dict[str, float]] | None = None
         self._asked: Subject | None = None
         self._passed: Passed | None = None
 
@@ -194,6 +197,20 @@ class LiveOracle:
             pairs = zip(exact, few, strict=True)
             self._tower_floor = max(relative_error(one, case.expected) for one, case in pairs)
         return self._tower_floor
+
+    def tower_probes(self) -> tuple[list[Floats], dict[str, float]]:
+        """A few tiles f32[1, 3, S, S], and the largest magnitude that enters each layer on them.
+
+        Empty for a reference that reads its weights anew for every pass.
+        """
+        if self._probes is None:
+            cases = self.tower_cases()
+            tiles = [case.pixels[:1] for case in (*cases[:2], *cases[-2:])]
+            ranges = (
+                original_ranges(Walked(self.reference), tiles) if self.reference.resident else {}
+            )
+            self._probes = tiles, ranges
+        return self._probes
 
     def logit_cases(self, subject: Subject) -> list[LogitCase]:
         """Prompt, answer and a further turn, teacher-forced."""

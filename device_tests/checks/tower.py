@@ -11,14 +11,20 @@ import numpy as np
 from mllm_export.device_tests.cases import TowerCase
 from mllm_export.device_tests.check import Context
 from mllm_export.device_tests.distributions import cosines, relative_error
+from mllm_export.device_tests.probes import FLOAT16_LARGEST, LayerRange, layer_ranges
 from mllm_export.device_tests.profile import Kind
 from mllm_export.device_tests.reference import Floats
 from mllm_export.device_tests.stored import as_published
 from mllm_export.device_tests.thumbnails import thumbnail
+from mllm_export.errors import EngineError
 from mllm_export.pixels import tiles_of
 from mllm_export.report import Example, Measurement, Rung, rung_of
 
 _SHOWN = 3
+
+_BAD_LAYERS = "layers with values that are no numbers"
+_RANGE_OFF = "largest change of a layer's range"
+_HALF_RANGE = "largest state over float16's range"
 
 _ENDS = (": worst-token cosine", ": mean-token cosine", ": relative error")
 
@@ -36,6 +42,9 @@ class Tower:
         "relative error",
         "relative error over the noise floor",
         "values that are no numbers",
+        _BAD_LAYERS,
+        _RANGE_OFF,
+        _HALF_RANGE,
         "float graph: worst-token cosine",
         "float graph: relative error",
         "float graph: relative error over the noise floor",
@@ -48,10 +57,15 @@ class Tower:
         cases = context.oracle.tower_cases()
         if context.takes_pictures:  # what no picture gives cannot be fed to it
             cases = [case for case in cases if case.picture is not None]
-        made = _embeddings(cases, context.subject.embed_pixels)
+        probes = _probes(context)
+        try:
+            made = _embeddings(cases, context.subject.embed_pixels)
+        except EngineError as failure:
+            return _broken(context, len(cases), probes, failure)
         measurements = [
             *_measured(context, cases, made, ""),
             *_ranges(context, cases, made),
+            *_probed(context, probes),
         ]
         if context.float_tower is not None:
             context.subject.rest()
@@ -131,6 +145,44 @@ def _ranges(
         measure("tower", "largest magnitude", largest),
         measure("tower", "largest magnitude in the original", expected),
     ]
+
+
+def _probes(context: Context) -> tuple[LayerRange, ...]:
+    """Ranges inside, where the original is at hand and stays in memory."""
+    if context.live is None:
+        return ()
+    tiles, original = context.live.tower_probes()
+    return layer_ranges(context.bundle.path("tower"), original, tiles) if original else ()
+
+
+def _probed(context: Context, probes: Sequence[LayerRange]) -> list[Measurement]:
+    if not probes:
+        return []
+    measure = context.limits.measure
+    largest = max(max(one.original, one.export or 0.0) for one in probes)
+    found = [measure("tower", _HALF_RANGE, largest / FLOAT16_LARGEST)]
+    if any(one.export is not None for one in probes):
+        found += [
+            measure("tower", _BAD_LAYERS, sum(one.bad > 0 for one in probes)),
+            measure("tower", _RANGE_OFF, max(one.off_by for one in probes), "times"),
+        ]
+    return found
+
+
+def _broken(
+    context: Context, samples: int, probes: Sequence[LayerRange], failure: EngineError
+) -> Rung:
+    """The engine gave nothing to compare; the probes say from which layer on."""
+    first = next((one.name for one in probes if one.bad), "")
+    where = f"; the first values that are no numbers come from {first}" if first else ""
+    return Rung(
+        name="tower",
+        status="failed",
+        reference=context.oracle.title,
+        samples=samples,
+        measurements=tuple(_probed(context, probes)),
+        reason=f"{failure}{where}",
+    )
 
 
 def _worst(cases: Sequence[TowerCase], made: Sequence[Floats]) -> tuple[Example, ...]:

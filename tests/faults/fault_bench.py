@@ -234,12 +234,13 @@ class Bench:
         patch.setattr(writer, "graph_skeleton", skeleton)
 
 
-def make_oracle(checkpoint: Path, samples: Samples) -> SharedOracle:
-    """The original in float32, asked about few samples."""
+def make_oracle(checkpoint: Path, samples: Samples, few: bool = True) -> SharedOracle:
+    """The original in float32, asked about few samples or as many as `check` asks."""
     opened = Checkpoint(checkpoint)
     family = read_spec(opened).spec.family
     oracle = SharedOracle(REFERENCES[family](opened), samples, _CONTEXT_TOKENS, silent)
-    oracle.effort = replace(oracle.effort, towers=4, sequences=8, controls=8, answer_tokens=8)
+    if few:
+        oracle.effort = replace(oracle.effort, towers=4, sequences=8, controls=8, answer_tokens=8)
     return oracle
 
 
