@@ -210,8 +210,7 @@ class Bench:
     def _skeleton(self) -> ModelProto:
         from mllm_export.export.formats.onnx import tower_skeleton
 
-        spec = self.job.reading.spec
-        return tower_skeleton(spec.encoders[0], spec.projector)
+        return tower_skeleton(self.job.reading.spec.vision)
 
     def _fast_tower(self, patch: pytest.MonkeyPatch, edit: Edit | None, traced: bool) -> None:
         """The honest graph is traced once; the writer's own trial run is left out."""

@@ -22,7 +22,7 @@ from mllm_export.export.graph import tower_graph as _plain_graph
 from mllm_export.export.random_checkpoint import write_random_checkpoint
 from mllm_export.quantize.recipe import recipe_names
 from mllm_export.report import Measurement, Report
-from mllm_export.spec import EncoderSpec, ProjectorSpec
+from mllm_export.spec import VisionSpec
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -130,9 +130,9 @@ def _settle(patch: pytest.MonkeyPatch, threads: int) -> None:
 
 
 @cache
-def _graph(encoder: EncoderSpec, projector: ProjectorSpec) -> Graph:
+def _graph(vision: VisionSpec) -> Graph:
     """One object for the same specs, so that it stands for its traced form."""
-    return _plain_graph(encoder, projector)
+    return _plain_graph(vision)
 
 
 def _skeleton(graph: Graph) -> ModelProto:

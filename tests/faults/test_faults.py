@@ -26,6 +26,12 @@ def test_a_fault_is_caught_where_it_is(fault: Fault, benches: Benches) -> None:
     assert found.named, f"{found.rung or 'not caught'}: {found.reason}"
 
 
+def test_values_that_are_no_numbers_are_placed_in_their_layer(benches: Benches) -> None:
+    (overflow,) = [fault for fault in FAULTS if fault.name == "float16 overflow in one layer"]
+    found = plant(overflow, "tiny", benches)
+    assert found.reason.endswith("numbers come from vision_model.encoder.layers.1")
+
+
 @pytest.mark.slow
 def test_nearly_all_faults_are_caught_and_named(benches: Benches) -> None:
     results = [
