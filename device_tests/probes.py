@@ -62,15 +62,14 @@ def original_ranges(walked: Walked, tiles: Sequence[Floats]) -> dict[str, float]
 
 
 def layer_ranges(
-    path: Path, original: Mapping[str, float], tiles: Sequence[Floats]
+    path: Path | None, original: Mapping[str, float], tiles: Sequence[Floats]
 ) -> tuple[LayerRange, ...]:
     """Both sides, in the order of the layers; the original's alone where no graph can be opened.
 
     A state that enters a layer is what the layer before it made, and is named so.
     """
-    try:
-        graph = TowerGraph(path)
-    except CheckError:
+    graph = _opened(path)
+    if graph is None:
         return tuple(_named(original, {}, {}))
     entries = {name: graph.entry((_prefix(name),)) for name in original}
     shown = {name: entry for name, entry in entries.items() if entry}
@@ -81,6 +80,14 @@ def layer_ranges(
             bad[name] += int(state.size - finite.sum())
             largest[name] = max(largest[name], float(np.abs(state[finite]).max(initial=0)))
     return tuple(_named(original, largest, bad))
+
+
+def _opened(path: Path | None) -> TowerGraph | None:
+    """None for another format, and for a tower that is no file."""
+    try:
+        return None if path is None else TowerGraph(path)
+    except CheckError:
+        return None
 
 
 def _prefix(name: str) -> str:

@@ -152,7 +152,8 @@ def _probes(context: Context) -> tuple[LayerRange, ...]:
     if context.live is None:
         return ()
     tiles, original = context.live.tower_probes()
-    return layer_ranges(context.bundle.path("tower"), original, tiles) if original else ()
+    path = context.bundle.path("tower") if context.bundle.find("tower") else None
+    return layer_ranges(path, original, tiles) if original else ()
 
 
 def _probed(context: Context, probes: Sequence[LayerRange]) -> list[Measurement]:
