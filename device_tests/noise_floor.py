@@ -1,18 +1,22 @@
 """How far the original is from itself: other precisions, thread counts and resize libraries.
 
-A limit below this floor would fail honest builds; the profile's reasons quote it. As a table:
-python -m mllm_export.device_tests.noise_floor CKPT
+A limit below this floor would fail honest builds; profiles give limits of float rungs in multiples
+of the records in device_tests/floors, which this writes:
+python -m mllm_export.device_tests.noise_floor export/reference/data/checkpoint --write reference
 """
 
 from __future__ import annotations
 
 import argparse
+import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
@@ -23,6 +27,7 @@ from mllm_export.device_tests.distributions import (
     relative_error,
     top1_agreement,
 )
+from mllm_export.device_tests.floor import RANDOM, Floor, FloorMeasure, FloorRecord
 from mllm_export.device_tests.reference import REFERENCES, Floats, Forced, Reference
 from mllm_export.device_tests.samples import (
     Samples,
@@ -31,7 +36,6 @@ from mllm_export.device_tests.samples import (
     read_evaluation,
     reference_evaluation,
 )
-from mllm_export.records import record
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,18 +48,8 @@ _ENLARGED = 1.5
 Prepare = Callable[[Reference, "Image.Image"], Floats]
 
 
-@record
-class Floor:
-    """What a variant of the original differs by."""
-
-    worst_token_cosine: float
-    relative_error: float
-    mean_kl: float
-    p99_kl: float
-    top1_agreement: float
-
-
 def noise_floor(
+    name: str,
     reference: Reference,
     variant: Callable[[], Reference],
     samples: Samples,
@@ -74,22 +68,27 @@ def noise_floor(
     kl = np.concatenate([kl_divergence(log_softmax(a), log_softmax(b)) for a, b in pairs])
     same = np.concatenate([top1_agreement(a, b) for a, b in pairs])
     return Floor(
-        worst_token_cosine=float(cosine.min()),
+        variant=name,
+        worst_token_cosine_lost=_lost(cosine.min()),
         relative_error=max(relative_error(a, b) for a, b in zip(plain, other, strict=True)),
         mean_kl=float(kl.mean()),
         p99_kl=float(np.quantile(kl, 0.99)),
-        top1_agreement=float(same.mean()),
+        top1_lost=_lost(same.mean()),
     )
 
 
-def all_floors(reference: Reference, samples: Samples, count: int) -> Iterator[tuple[str, Floor]]:
-    """Every variant by name: what is computed with, then what pictures are resized with."""
-    for precision in ("float64", "float16", "bfloat16"):
-        yield precision, noise_floor(reference, partial(reference.at, precision), samples, count)
+def _lost(agreement: float) -> float:
+    return max(0.0, 1 - float(agreement))
+
+
+def all_floors(reference: Reference, samples: Samples, count: int) -> Iterator[Floor]:
+    """Every variant: what is computed with, then what pictures are resized with."""
+    for name in ("float64", "float16", "bfloat16"):
+        yield noise_floor(name, reference, partial(reference.at, name), samples, count)
     with _threads(2):
-        yield "two threads", noise_floor(reference, lambda: _one_thread(reference), samples, count)
+        yield noise_floor("two threads", reference, lambda: _one_thread(reference), samples, count)
     libraries = (_by_pillow, _by_torch)
-    yield "torch's resize", noise_floor(reference, lambda: reference, samples, count, libraries)
+    yield noise_floor("torch's resize", reference, lambda: reference, samples, count, libraries)
 
 
 @contextmanager
@@ -162,29 +161,74 @@ def _by_torch(reference: Reference, image: Image.Image) -> Floats:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table of one checkpoint."""
-    from mllm_export.checkpoint import Checkpoint
-    from mllm_export.export.family import read_spec
-
+    """Print the table of one checkpoint, and write its record where asked."""
     parser = argparse.ArgumentParser(description="How far a checkpoint is from itself.")
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--count", type=int, default=16, help="questions; default: 16")
-    asked = parser.parse_args(arguments)
-    opened = Checkpoint(asked.checkpoint)
-    reference = REFERENCES[read_spec(opened).spec.family](opened)
-    samples = (
-        read_evaluation(reference_evaluation())
-        if is_reference(asked.checkpoint)
-        else generic_samples(asked.count)
+    parser.add_argument(
+        "checkpoint", help=f"a folder, or '{RANDOM}' for a tiny twin without training"
     )
-    sys.stdout.write("| against float32 | 1 - worst token's cosine | relative error | mean KL |")
-    sys.stdout.write(" p99 KL | top-1 |\n|---|---|---|---|---|---|\n")
-    for name, floor in all_floors(reference, samples, asked.count):
-        sys.stdout.write(
-            f"| {name} | {1 - floor.worst_token_cosine:.1e} | {floor.relative_error:.1e} "
-            f"| {floor.mean_kl:.1e} | {floor.p99_kl:.1e} | {floor.top1_agreement:.4f} |\n"
-        )
+    parser.add_argument("--count", type=int, default=16, help="questions; default: 16")
+    parser.add_argument("--write", metavar="NAME", help="also as a record for the profiles")
+    asked = parser.parse_args(arguments)
+    record = measured(asked.checkpoint, asked.count, asked.write or "")
+    sys.stdout.write(_table(record.floors))
+    if asked.write:
+        path = Path(__file__).with_name("floors") / f"{asked.write}.toml"
+        path.write_text(as_toml(record), encoding="utf-8")
     return 0
+
+
+def measured(checkpoint: str, count: int, name: str) -> FloorRecord:
+    """Every variant of a checkpoint, or of a random twin, on `count` questions."""
+    with TemporaryDirectory() as folder:
+        reference, samples = _opened(checkpoint, Path(folder), count)
+        rows = sum(len(one) for one in _run(reference, samples, count, _own_pixels)[1])
+        floors = tuple(all_floors(reference, samples, count))
+    return FloorRecord(
+        checkpoint=name,
+        questions=count,
+        rows=rows,
+        made_with=f"torch {version('torch')}, {platform.machine()}",
+        floors=floors,
+    )
+
+
+def _opened(name: str, folder: Path, count: int) -> tuple[Reference, Samples]:
+    from mllm_export.checkpoint import Checkpoint
+    from mllm_export.export.family import FAMILIES, read_spec
+
+    if name == RANDOM:
+        from mllm_export.export.random_checkpoint import write_random_checkpoint
+
+        path = write_random_checkpoint(folder / "model", FAMILIES["mobilevlm"].tiny())
+    else:
+        path = Path(name)
+    opened = Checkpoint(path)
+    reference = REFERENCES[read_spec(opened).spec.family](opened)
+    shipped = is_reference(path)
+    return reference, read_evaluation(reference_evaluation()) if shipped else generic_samples(count)
+
+
+def _table(floors: Sequence[Floor]) -> str:
+    heads = "against float32", *(one.replace("_", " ") for one in get_args(FloorMeasure))
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for one in floors:
+        values = (f"{one.of(measure):.1e}" for measure in get_args(FloorMeasure))
+        lines.append(f"| {one.variant} | {' | '.join(values)} |")
+    return "\n".join(lines) + "\n"
+
+
+def as_toml(record: FloorRecord) -> str:
+    """Two digits: a record says how large noise is, not which."""
+    lines = [
+        f'checkpoint = "{record.checkpoint}"',
+        f"questions = {record.questions}",
+        f"rows = {record.rows}",
+        f'made_with = "{record.made_with}"',
+    ]
+    for one in record.floors:
+        lines += ["", "[[floors]]", f'variant = "{one.variant}"']
+        lines += [f"{measure} = {one.of(measure):.1e}" for measure in get_args(FloorMeasure)]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from typing import Literal
 
 from mllm_export.catalog import unknown
+from mllm_export.device_tests.floor import RANDOM, TRAINED, FloorMeasure, highest
 from mllm_export.device_tests.scheme_bits import weight_bits
 from mllm_export.errors import CheckError
 from mllm_export.records import from_plain, record
@@ -48,19 +49,57 @@ class Values:
         }[kind]
         return self.every if own is None else own
 
-    def scaled(self, perfect: float, scale: float) -> Values:
-        """Each value `scale` times as far from what nothing lost would give."""
+    def mapped(self, change: Callable[[float], float]) -> Values:
+        """The same kinds, each with another value."""
 
-        def away(value: float | None) -> float | None:
-            return None if value is None else perfect + (value - perfect) * scale
+        def one(value: float | None) -> float | None:
+            return None if value is None else change(value)
 
         return Values(
-            every=away(self.every),
-            f16=away(self.f16),
-            half=away(self.half),
-            int8=away(self.int8),
-            int4=away(self.int4),
-            int2=away(self.int2),
+            every=one(self.every),
+            f16=one(self.f16),
+            half=one(self.half),
+            int8=one(self.int8),
+            int4=one(self.int4),
+            int2=one(self.int2),
+        )
+
+    def scaled(self, perfect: float, scale: float) -> Values:
+        """Each value `scale` times as far from what nothing lost would give."""
+        return self.mapped(lambda value: perfect + (value - perfect) * scale)
+
+    def or_else(self, other: Values) -> Values:
+        """These values, and the other's for kinds that have none here."""
+
+        def one(mine: float | None, its: float | None) -> float | None:
+            return its if mine is None else mine
+
+        return Values(
+            every=one(self.every, other.every),
+            f16=one(self.f16, other.f16),
+            half=one(self.half, other.half),
+            int8=one(self.int8, other.int8),
+            int4=one(self.int4, other.int4),
+            int2=one(self.int2, other.int2),
+        )
+
+
+@record
+class FloorTimes:
+    """Limits that are multiples of a measured noise floor; see device_tests/floors."""
+
+    variant: str
+    measure: FloorMeasure
+    times: Values
+    """Of the highest floor of the trained checkpoints."""
+    untrained: Values | None = None
+    """Of a random twin's floor."""
+
+    def floors(self) -> tuple[float, float]:
+        """Of trained checkpoints, and of a random twin."""
+        return (
+            highest(TRAINED, self.variant, self.measure),
+            highest((RANDOM,), self.variant, self.measure),
         )
 
 
@@ -77,6 +116,8 @@ class Limit:
     random weights: those have no favourite answer, and any rounding may tip a near tie."""
     perfect: float | None = None
     """What an export that loses nothing measures; by default 1 for `at_least`, else 0."""
+    floor: FloorTimes | None = None
+    """Where the limits of some kinds come from."""
     reason: str
 
     def __post_init__(self) -> None:
@@ -95,15 +136,38 @@ class Limit:
         """The limit of a tighter or looser profile; what must be equal stays equal."""
         if self.sense == "equals":
             return self
-        perfect = self.perfect
-        if perfect is None:
-            perfect = 1.0 if self.sense == "at_least" else 0.0
+        perfect = self._perfect
         return replace(
             self,
             values=self.values.scaled(perfect, scale),
             untrained=None if self.untrained is None else self.untrained.scaled(perfect, scale),
             reason=f"{scale:g} times default's distance ({reason}); default: {self.reason}",
         )
+
+    @property
+    def _perfect(self) -> float:
+        if self.perfect is not None:
+            return self.perfect
+        return 1.0 if self.sense == "at_least" else 0.0
+
+    def resolved(self) -> Limit:
+        """With its multiples of a noise floor as numbers, and the reason saying so."""
+        if self.floor is None:
+            return self
+        trained, random = self.floor.floors()
+        values = self.values.or_else(self._from(self.floor.times, trained))
+        untrained = self.untrained
+        if self.floor.untrained is not None:
+            untrained = (untrained or Values()).or_else(self._from(self.floor.untrained, random))
+        of = f"{self.floor.measure.replace('_', ' ')} of {self.floor.variant}"
+        said = f"multiples of the noise floor, {of}: {trained:g} trained, {random:g} random"
+        return replace(
+            self, values=values, untrained=untrained, floor=None, reason=f"{said}; {self.reason}"
+        )
+
+    def _from(self, times: Values, floor: float) -> Values:
+        away = -floor if self.sense == "at_least" else floor
+        return times.mapped(lambda one: self._perfect + one * away)
 
 
 @record
@@ -266,10 +330,11 @@ def load_profile(name: str) -> Profile:
     if "extends" in table:
         derived = from_plain(Derived, {"name": name, **table}, where, CheckError)
         _refuse_doubled(derived.limits, where)
+        derived = replace(derived, limits=tuple(one.resolved() for one in derived.limits))
         return derived.whole(load_profile(derived.extends))
     profile = from_plain(Profile, {"name": name, **table}, where, CheckError)
     _refuse_doubled(profile.limits, where)
-    return profile
+    return replace(profile, limits=tuple(one.resolved() for one in profile.limits))
 
 
 def _refuse_doubled(limits: Sequence[Limit], where: str) -> None:

@@ -49,6 +49,7 @@ class Honest:
 
 
 TRAINED = (
+    Honest(family="reference-phi", recipe="f16", seed=None, threads=1),
     Honest(family="reference", recipe="q8_0", seed=None, threads=1),
     Honest(family="reference", recipe="q4_k_m", seed=None, threads=2),
     Honest(family="reference-phi", recipe="int8", seed=None, threads=1),
