@@ -68,7 +68,7 @@ def test_a_killed_build_leaves_nothing_a_loader_takes_and_the_next_one_clears_it
 
 
 def killed_after(seconds: float, asked: list[str]) -> bool:
-    """Whether the build was still at work when it was killed."""
+    """Whether the process was alive when it was killed; its bundle may have been whole by then."""
     process = subprocess.Popen(asked, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         assert process.wait(seconds) == 0
@@ -144,12 +144,12 @@ def test_killed_at_50_random_moments_a_build_ends_with_the_bytes_of_an_undisturb
     while kills < 50:
         killed = killed_after(moments.uniform(0.3, 1.0) * whole, command(model, out))
         kills += killed
-        assert killed != out.exists(), "a killed build must leave no bundle"
+        assert killed or out.exists(), "a build that was let alone must leave a bundle"
         for left in out.parent.glob(".bundle.*.partial"):
             with pytest.raises(BundleError):
                 open_bundle(left)
-        if not killed:
-            assert contents(out) == expected
+        if out.exists():
+            assert contents(out) == expected, "what appears under the bundle's name must be whole"
             shutil.rmtree(out)
     subprocess.run(command(model, out), check=True, capture_output=True)
     assert contents(out) == expected

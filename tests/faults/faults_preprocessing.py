@@ -13,7 +13,6 @@ from PIL import Image, ImageOps
 
 from mllm_export.bundle import Bundle
 from mllm_export.runtimes import preprocess as code
-from mllm_export.runtimes import session
 from mllm_export.spec import ImageSpec, ModelSpec
 
 PIXELS = ("pixels",)
@@ -109,16 +108,14 @@ def opened(make: Callable[[Callable], Callable]) -> Plant:
     return patched("open_picture", make)
 
 
-def other_size(bench: Bench, patch: pytest.MonkeyPatch) -> Bundle:
+def other_size(prepare: Callable) -> Callable:
     """Half the size, scaled up again."""
-    plain = session.preprocess
 
     def halved(source: object, spec: ImageSpec) -> np.ndarray:
-        small = plain(source, replace(spec, size_px=spec.size_px // 2))
+        small = prepare(source, replace(spec, size_px=spec.size_px // 2))
         return np.ascontiguousarray(small.repeat(2, axis=2).repeat(2, axis=3))
 
-    patch.setattr(session, "preprocess", halved)
-    return bench.honest
+    return halved
 
 
 def fault(name: str, plant: Plant, quick: bool = False) -> Fault:
@@ -140,5 +137,5 @@ FAULTS = (
     fault("transparency blended", opened(blended)),
     fault("pixels not divided by 255", patched("_normalise", bytes_kept)),
     fault("pixels as whole numbers", patched("_normalise", whole_numbers)),
-    fault("another input size", other_size),
+    fault("another input size", patched("preprocess", other_size)),
 )
