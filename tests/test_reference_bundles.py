@@ -37,6 +37,19 @@ def test_every_rung_that_the_reference_can_be_held_against_passes(
     )
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_rung_says_against_what_on_how_many_and_why_that_limit(
+    reference_bundle: Build, recipe: str
+) -> None:
+    for rung in report_of(reference_bundle, recipe).rungs:
+        assert rung.reference, rung.name
+        assert rung.samples > 0, rung.name
+        judged = [m for m in rung.measurements if m.passed is not None]
+        assert judged, rung.name
+        for m in judged:
+            assert m.limit_from, f"{rung.name}: {m.name}"
+
+
 def test_the_float_recipe_is_as_close_as_promised(reference_bundle: Build) -> None:
     report = report_of(reference_bundle, "f16")
     assert measured(report, "tower", "worst-token cosine") >= 0.99999

@@ -13,7 +13,7 @@ from __future__ import annotations
 import resource
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Annotated
@@ -156,8 +156,8 @@ def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(case: Case, folder: Path) -> Iterator[str]:
-    """A row for each scheme, then what the program is made of and what its writing took."""
+def measure(case: Case, folder: Path, schemes: Sequence[str]) -> Iterator[str]:
+    """A row for float16 and each scheme, the program's operations, and what its writing took."""
     options = CoremlOptions(deployment="macOS15")
     plain = folder / "tower.mlpackage"
     start = monotonic()
@@ -166,7 +166,7 @@ def measure(case: Case, folder: Path) -> Iterator[str]:
     side = case.vision.encoders[0].image.size_px
     pixels = np.random.default_rng(3).standard_normal((1, 3, side, side)).astype(np.float32)
     expected = case.original(pixels)
-    for scheme in ("f16", *COREML_SCHEMES.names()):
+    for scheme in ("f16", *schemes):
         names = _AnyName()
         word = "f32" if scheme == "f16" else scheme
         rows = plan_coreml_tensors(case.vision, names, word, options)
@@ -221,11 +221,15 @@ def _row(
 def main(
     out: Annotated[Path | None, typer.Option("-o", help="Also write the table there.")] = None,
     full: Annotated[bool, typer.Option(help="Published shapes of one pair.")] = False,
+    scheme: Annotated[
+        list[str] | None, typer.Option(help="Only this one beside float16 (repeatable).")
+    ] = None,
 ) -> None:
     """Print the table, a row as soon as it is measured."""
     import torch
 
     torch.set_num_threads(1)
+    schemes = scheme or COREML_SCHEMES.names()
     cases = (
         [Case(encoder="ViT-L/14-336", config=CLIP_L_336, projector="ldpv2", out_width=2048)]
         if full
@@ -240,7 +244,7 @@ def main(
     typer.echo(HEAD)
     for case in cases:
         with tempfile.TemporaryDirectory() as folder:
-            for line in measure(case, Path(folder)):
+            for line in measure(case, Path(folder), schemes):
                 (lines if line.startswith("|") else behind).append(line)
                 typer.echo(line)
     if out is not None:
