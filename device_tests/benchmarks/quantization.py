@@ -12,20 +12,25 @@ import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from mllm_export.checkpoint import Checkpoint
 from mllm_export.device_tests.checks.weights import loss_of
 from mllm_export.device_tests.decoder_calibration import calibration_sequences
 from mllm_export.device_tests.decoder_loss import DecoderLoss, Loss
+from mllm_export.device_tests.folded import read_decoder
 from mllm_export.device_tests.reference import REFERENCES, Forced, Reference, Walkable
 from mllm_export.device_tests.samples import Samples, read_calibration, read_evaluation
-from mllm_export.device_tests.stored import FLOATS, as_published, read_gguf
+from mllm_export.device_tests.stored import FLOATS, as_published
 from mllm_export.errors import CalibrationError
 from mllm_export.export.artifact import part_reader
-from mllm_export.export.decoder_plan import general_fields, gguf_tensors, plan_decoder_tensors
+from mllm_export.export.artifacts.gguf import decoder_fields
+from mllm_export.export.decoder_calibrated import FOLDS, write_folds
+from mllm_export.export.decoder_plan import gguf_tensors, plan_decoder_tensors
 from mllm_export.export.decoder_values import ChosenValues
 from mllm_export.export.family import Reading, read_spec
 from mllm_export.export.formats.gguf import write_decoder
@@ -34,6 +39,10 @@ from mllm_export.quantize.inputs import ObservedLayer
 from mllm_export.quantize.method import METHODS
 from mllm_export.quantize.recipe import load_recipe
 from mllm_export.records import record
+from mllm_export.runtimes.decoder.llama_cpp import ENGINE
+
+PROMPT_TOKENS = 96
+"""As many are then decoded one by one."""
 
 RECIPES = ("q4_0", "q4_k_m", "q4_k_embed")
 CHOICES = (
@@ -58,6 +67,8 @@ class Row:
     least_sqnr_db: float
     """Of the quantized tensor that lost most."""
     size_bytes: int
+    token_ms: tuple[float, float]
+    """Median time of a decoded token on one thread, and the middle half's width."""
 
     def __str__(self) -> str:
         low, high = self.loss.interval
@@ -65,13 +76,14 @@ class Row:
             f"| {self.recipe} | {self.choice} | {self.loss.mean_kl:.5f} | {self.loss.p99_kl:.4f} "
             f"| {self.loss.top1_agreement:.4f} | {self.loss.perplexity_ratio:.4f} "
             f"| {self.least_sqnr_db:.1f} | {100 * self.loss.answers_kept:.1f} "
-            f"({100 * low:.1f} to {100 * high:.1f}) | {self.size_bytes} |"
+            f"({100 * low:.1f} to {100 * high:.1f}) | {self.size_bytes} "
+            f"| {self.token_ms[0]:.2f} +- {self.token_ms[1]:.2f} |"
         )
 
 
 HEAD = (
     "| recipe | values | mean KL | p99 KL | top-1 | perplexity ratio | least SQNR, dB "
-    "| answers kept, % | bytes |\n|---|---|---|---|---|---|---|---|---|"
+    "| answers kept, % | bytes | decode, ms a token |\n|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -92,7 +104,7 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "decoder.gguf"
             self._write(path, recipe, methods, on)
-            stored, _ = read_gguf(path)
+            stored, _ = read_decoder(path)
             originals = self.reference.decoder_originals()
             losses = [
                 loss_of(stored[name], originals[name]).sqnr_db
@@ -105,7 +117,21 @@ class Bench:
                 loss=self.loss.of(as_published(stored, originals)),
                 least_sqnr_db=min(one for one in losses if one is not None),
                 size_bytes=path.stat().st_size,
+                token_ms=self._token_ms(path),
             )
+
+    def _token_ms(self, path: Path) -> tuple[float, float]:
+        decoder = ENGINE.open(path, self.reading.spec, 512, 1)
+        ids = list(range(10, 10 + PROMPT_TOKENS))
+        decoder.evaluate([ids], all_logits=False)
+        times = []
+        for token in ids:
+            start = perf_counter()
+            decoder.extend(token)
+            times.append(1000 * (perf_counter() - start))
+        decoder.close()
+        low, middle, high = np.quantile(times[len(times) // 4 :], (0.25, 0.5, 0.75))
+        return float(middle), float(high - low)
 
     def _write(self, path: Path, name: str, methods: tuple[str, ...], on: str) -> None:
         decoder = self.reading.spec.decoder
@@ -122,8 +148,10 @@ class Bench:
             self._walk(on, not grams) if on else None,
             partial(kind.folds, decoder) if isinstance(kind, Foldable) else lambda _layer: (),
         )
-        fields = (*general_fields("benchmark", recipe.decoder_scheme, tensors),)
-        write_decoder(path, (*fields, *kind.metadata(decoder)), tensors, values)
+        fields = decoder_fields(self.checkpoint, self.reading, recipe.decoder_scheme, tensors)
+        write_decoder(path, fields, tensors, values)
+        if values.folded:
+            write_folds(path.with_name(FOLDS), values.folded)
 
     def _walk(self, on: str, diagonal_only: bool) -> Iterator[ObservedLayer]:
         if not isinstance(self.reference, Walkable):
