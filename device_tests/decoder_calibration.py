@@ -23,9 +23,20 @@ def calibration_sequences(reference: Reference, samples: Samples) -> list[Forced
         images = tuple(embeds[name] for name in question.pictures)
         ids = [*reference.prompt_ids(question.text, len(images))]
         if question.answers:
-            ids += [*reference.text_ids(question.answers[0]), reference.stop_ids[0]]
+            ids += [*answer_ids(reference, question.answers[0]), reference.stop_ids[0]]
         found.append(Forced(ids=tuple(ids), images=images, rows=1))
     return found
+
+
+def answer_ids(reference: Reference, answer: str) -> list[int]:
+    """An answer as the model writes it behind a prompt that ends without a blank.
+
+    SentencePiece puts the blank before a piece of text by itself; byte-level BPE has to be given
+    it, and another beginning would be no answer that the model ever gave.
+    """
+    two, one = reference.text_ids("a b"), reference.text_ids("a")
+    brings_blank = two == [*one, *reference.text_ids("b")]
+    return list(reference.text_ids(answer if brings_blank else f" {answer}"))
 
 
 def picture_embeds(reference: Reference, samples: Samples) -> dict[str, Floats]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mllm_export.device_tests.decoder_calibration import picture_embeds
+from mllm_export.device_tests.decoder_calibration import answer_ids, picture_embeds
 from mllm_export.device_tests.distributions import (
     Doubles,
     kl_divergence,
@@ -59,7 +59,7 @@ class DecoderLoss:
             question = samples.questions[at]
             images = tuple(embeds[name] for name in question.pictures)
             ids = tuple(reference.prompt_ids(question.text, len(images)))
-            answer = (*reference.text_ids(question.answers[0]), reference.stop_ids[0])
+            answer = (*answer_ids(reference, question.answers[0]), reference.stop_ids[0])
             follow = answer + continuation_ids(reference, samples.questions, at)
             self._answers.append(len(answer))
             self._next.append(follow)

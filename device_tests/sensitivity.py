@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mllm_export.device_tests.calibration import calibration_pixels
+from mllm_export.device_tests.decoder_calibration import answer_ids
 from mllm_export.device_tests.distributions import kl_divergence, log_softmax
 from mllm_export.device_tests.reference import REFERENCES, Floats, Forced
 from mllm_export.device_tests.samples import Question, Samples, read_calibration
@@ -183,7 +184,7 @@ class Sensitivity:
 
     def _forced(self, question: Question, embeds: Mapping[str, Floats]) -> Forced:
         reference = self._reference
-        answer = reference.text_ids(question.answers[0]) if question.answers else []
+        answer = answer_ids(reference, question.answers[0]) if question.answers else []
         follow = (*answer, reference.stop_ids[0])
         ids = (*reference.prompt_ids(question.text), *follow)
         images = tuple(embeds[name] for name in question.pictures)
