@@ -64,7 +64,7 @@ def _cache(checkpoint: Checkpoint, reading: Reading, preset: str, calibration: P
     from mllm_export.device_tests.sensitivity import DECODER_OPTIONS, SEQUENCES, TOWER_OPTIONS
 
     inputs = {
-        "sources": [as_plain(one) for one in checkpoint.sources(reading.uses_tower_folder)],
+        "sources": [as_plain(one) for one in checkpoint.sources(reading.uses_tower_folder, reading.folders)],
         "calibration": calibration_sha256(calibration),
         "preset": preset,
         "measured": [TOWER_OPTIONS, DECODER_OPTIONS, SEQUENCES, POINTS],

@@ -144,7 +144,7 @@ def _clear(folder: Path) -> None:
 def _copy_tokenizer(reading: Reading, checkpoint: Checkpoint, folder: Path) -> None:
     (folder / "tokenizer").mkdir()
     for name in TOKENIZERS[reading.spec.tokenizer.kind].files:
-        source = checkpoint.path / name
+        source = reading.tokenizer_path(checkpoint) / name
         if source.is_file():
             shutil.copyfile(source, folder / "tokenizer" / name)
 

@@ -42,8 +42,8 @@ def plan_decoder_tensors(
     Raises: RecipeError for a rule that takes nothing, or a tensor that no rule takes.
     """
     tensors = DECODERS[spec.kind].tensors(spec)
-    facts = Facts(imatrix=imatrix, gqa=spec.heads // spec.kv_heads)
-    storable = [Storable(shape=t.shape, names=(t.name, *t.aliases)) for t in tensors]
+    facts = Facts(imatrix=imatrix, gqa=spec.heads // max(spec.kv_heads, 1))
+    storable = [Storable(shape=t.shape, names=(t.name, *t.aliases), least=t.least) for t in tensors]
     return tuple(
         TensorPlan(
             name=tensor.name,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 from mllm_export.catalog import Catalog
-from mllm_export.checkpoint import Checkpoint
+from mllm_export.checkpoint import Checkpoint, Companion
 from mllm_export.config import Config
 from mllm_export.errors import UnsupportedModelError
 from mllm_export.export.near_miss import near_miss
@@ -26,6 +27,21 @@ class Reading:
     """Jinja, as GGUF and transformers keep it."""
     notes: tuple[str, ...] = ()
     """What a user should know: defaults taken, parts ignored."""
+    companions: tuple[Companion, ...] = ()
+    """Other folders whose tensors are taken."""
+    tokenizer_folder: Companion | None = None
+    """Where the tokenizer is; None: in the checkpoint's own folder."""
+
+    @property
+    def folders(self) -> tuple[Companion, ...]:
+        """Every folder beside the checkpoint's that the export depends on."""
+        one = self.tokenizer_folder
+        return (*self.companions, *((one,) if one is not None else ()))
+
+    def tokenizer_path(self, checkpoint: Checkpoint) -> Path:
+        """Folder of the tokenizer's files."""
+        one = self.tokenizer_folder
+        return checkpoint.path if one is None else checkpoint.companion(one).path
 
 
 @record
@@ -88,4 +104,4 @@ def cover(checkpoint: Checkpoint, reading: Reading) -> tuple[Dropped, ...]:
 
     Raises: CheckpointError naming the first tensor that is missing, misshapen or left over.
     """
-    return reading.weights.resolve(checkpoint.shapes(reading.uses_tower_folder))
+    return reading.weights.resolve(checkpoint.shapes(reading.uses_tower_folder, reading.companions))

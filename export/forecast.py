@@ -16,7 +16,9 @@ in its hands; measured on Linux x86-64."""
 
 
 def kv_cache_bytes(decoder: DecoderSpec, context_tokens: int, kind: KvType = "f16") -> int:
-    """Keys and values of every layer over the whole context."""
+    """Keys and values of every layer over the whole context, or what recurrent layers carry."""
+    if decoder.state is not None:
+        return decoder.layers * decoder.state.values * _FLOAT_BYTES
     row = kv_bytes(kind, decoder.kv_heads * decoder.head_dim)
     return 2 * decoder.layers * context_tokens * row
 

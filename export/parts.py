@@ -105,6 +105,8 @@ class GgufTensor:
     """The sources' stored values to the stored tensor's values."""
     aliases: tuple[str, ...] = ()
     """Other GGUF names it answers to in a recipe: a tied embedding is `output.weight` too."""
+    least: str = ""
+    """A layout that no recipe's mixture goes below; empty: any will do."""
 
 
 @record

@@ -20,7 +20,14 @@ INSIDE = "inside"
 is still looked for in the usual places."""
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_SINGLES = ("model.safetensors", "pytorch_model.bin")
+_SINGLES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "checkpoints/latest-checkpoint.pt",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+"""The first two are transformers' and timm's, then Prismatic's, then open_clip's."""
 
 
 _SIDE_FILES = {".json", ".model", ".txt"}
@@ -52,8 +59,9 @@ class Folder:
     @cached_property
     def shards(self) -> tuple[Shard, ...]:
         """The tensor files, safetensors before pickles as transformers prefers them."""
-        for index, single in zip(_INDEXES, _SINGLES, strict=True):
-            if (self.path / index).is_file():
+        for at, single in enumerate(_SINGLES):
+            index = _INDEXES[at] if at < len(_INDEXES) else ""
+            if index and (self.path / index).is_file():
                 return tuple(open_shard(path) for path in self._indexed(index))
             if (self.path / single).is_file():
                 return (open_shard(self.path / single),)
@@ -110,14 +118,34 @@ def confined(folder: Path, name: str, named_in: Path) -> Path:
     return folder / pure
 
 
-class Checkpoint:
-    """The model's folder, and the vision tower's own folder where there is one.
+Asked = Path | str | tuple[tuple[str, Path], ...] | None
+"""What --vision-tower said: a folder, `INSIDE`, or a folder for each of several names."""
 
-    Tensors of the tower's folder are named with `TOWER_PREFIX`.
+
+@record
+class Companion:
+    """A folder that a model's parts come from beside the checkpoint's own."""
+
+    name: str
+    """What --vision-tower calls it."""
+    published: str
+    """Name of the published folder, the owner left out."""
+
+    @property
+    def prefix(self) -> str:
+        """Stands before the names of its tensors; enough to find the folder again."""
+        return f"{self.name}@{self.published}:"
+
+
+class Checkpoint:
+    """The model's folder, and the folders of its parts where they have their own.
+
+    Tensors of the tower's folder are named with `TOWER_PREFIX`, those of others with
+    `Companion.prefix`.
     """
 
-    def __init__(self, path: Path, vision_tower: Path | str | None = None) -> None:
-        """`vision_tower` is a folder, `INSIDE`, or None: look where config.json says.
+    def __init__(self, path: Path, vision_tower: Asked = None) -> None:
+        """`vision_tower` is a folder, `INSIDE`, named folders, or None: where config.json says.
 
         Raises: CheckpointError when `path` is no folder with a config.json.
         """
@@ -129,6 +157,7 @@ class Checkpoint:
         self.path = path
         self.main = Folder(path)
         self.asked = vision_tower
+        self._companions: dict[Companion, Folder] = {}
 
     @property
     def config(self) -> Config:
@@ -138,6 +167,8 @@ class Checkpoint:
     @cached_property
     def tower_places(self) -> tuple[Path, ...]:
         """Where the tower's folder is looked for, in order."""
+        if isinstance(self.asked, tuple):
+            return ()
         if self.asked not in {None, INSIDE}:
             return (Path(str(self.asked)),)
         name = self.config.text("mm_vision_tower", "")
@@ -174,18 +205,50 @@ class Checkpoint:
             )
         return self.tower
 
-    def infos(self, tower: bool) -> dict[str, TensorInfo]:
-        """Every tensor by name; `tower` adds those of the tower's own folder."""
+    def companion_places(self, companion: Companion) -> tuple[Path, ...]:
+        """Where a companion is looked for, in order."""
+        named = dict(self.asked) if isinstance(self.asked, tuple) else {}
+        if companion.name in named:
+            return (named[companion.name],)
+        return (self.path.resolve().parent / companion.published, self.path / companion.published)
+
+    def has_companion(self, companion: Companion) -> bool:
+        """Whether its folder is there."""
+        return any((place / "config.json").is_file() for place in self.companion_places(companion))
+
+    def companion(self, companion: Companion) -> Folder:
+        """A companion's folder; an error that says where it was looked for."""
+        if companion not in self._companions:
+            places = self.companion_places(companion)
+            there = [place for place in places if (place / "config.json").is_file()]
+            if not there:
+                raise CheckpointError(
+                    f"'{companion.published}' was not found; looked for its config.json in: "
+                    f"{', '.join(str(place) for place in places)}; put the published folder there "
+                    f"or name it with --vision-tower {companion.name}=DIR"
+                )
+            self._companions[companion] = Folder(there[0])
+        return self._companions[companion]
+
+    def infos(
+        self, tower: bool, companions: tuple[Companion, ...] = ()
+    ) -> dict[str, TensorInfo]:
+        """Every tensor by name, with those of the tower's own folder, and of companions."""
         self.main.require_indexed()
         found = {name: info for name, (_, info) in self.main.tensors.items()}
         if tower:
             for name, (_, info) in self.require_tower().tensors.items():
                 found[TOWER_PREFIX + name] = info
+        for one in companions:
+            for name, (_, info) in self.companion(one).tensors.items():
+                found[one.prefix + name] = info
         return found
 
-    def shapes(self, tower: bool) -> Mapping[str, tuple[int, ...]]:
+    def shapes(
+        self, tower: bool, companions: tuple[Companion, ...] = ()
+    ) -> Mapping[str, tuple[int, ...]]:
         """Shape of every tensor; see `infos`."""
-        return {name: info.shape for name, info in self.infos(tower).items()}
+        return {name: info.shape for name, info in self.infos(tower, companions).items()}
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -196,24 +259,36 @@ class Checkpoint:
         """A read-only, memory-mapped view of one tensor in its stored dtype."""
         if name.startswith(TOWER_PREFIX):
             shard, info = self.require_tower().tensors[name.removeprefix(TOWER_PREFIX)]
+        elif "@" in name:
+            own, _, within = name.partition(":")
+            shard, info = self.companion(_companion(own)).tensors[within]
         else:
             shard, info = self.main.tensors[name]
         return shard.read(info.name)
 
-    def sources(self, tower: bool) -> tuple[SourceFile, ...]:
+    def sources(
+        self, tower: bool, companions: tuple[Companion, ...] = ()
+    ) -> tuple[SourceFile, ...]:
         """Size and SHA-256 of every file the export depends on."""
         folders = [self.main] + ([self.tower] if tower and self.tower else [])
+        folders += [self.companion(one) for one in companions]
         return tuple(
             _source(folder.path, path) for folder in folders for path in _source_paths(folder)
         )
 
 
+def _companion(text: str) -> Companion:
+    name, _, published = text.partition("@")
+    return Companion(name=name, published=published)
+
+
 def _source_paths(folder: Folder) -> list[Path]:
-    weights = [shard.path for shard in folder.shards]
+    # The folder of a tokenizer may hold no weights that are used.
+    weights = [shard.path for shard in folder.shards] if folder.has_weights else []
     side = [p for p in folder.path.iterdir() if p.suffix in _SIDE_FILES and p.is_file()]
     return sorted(set(weights + side))
 
 
 def _source(folder: Path, path: Path) -> SourceFile:
-    name = f"{folder.resolve().name}/{path.name}"
+    name = f"{folder.resolve().name}/{path.relative_to(folder).as_posix()}"
     return SourceFile(path=name, size_bytes=path.stat().st_size, sha256=file_sha256(path))

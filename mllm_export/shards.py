@@ -122,7 +122,10 @@ class SafetensorsShard:
 
 
 class TorchShard:
-    """A `torch.save` file of one flat state dict, read with weights_only and memory-mapped."""
+    """A `torch.save` file of a state dict, read with weights_only and memory-mapped.
+
+    State dicts within it are read as one, names joined by dots, as Prismatic's are saved.
+    """
 
     def __init__(self, path: Path) -> None:
         """Map the file; nothing in it is executed."""
@@ -186,12 +189,18 @@ def _flat_state(path: Path, state: object) -> dict[str, torch.Tensor]:
 
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}, needed: a state dict")
+    found: dict[str, torch.Tensor] = {}
     for name, value in state.items():
-        if not isinstance(value, torch.Tensor):
+        if isinstance(value, Mapping):
+            inner = _flat_state(path, value)
+            found |= {f"{name}.{within}": tensor for within, tensor in inner.items()}
+        elif isinstance(value, torch.Tensor):
+            found[str(name)] = value
+        else:
             raise CheckpointError(
                 f"{path}: entry '{name}' is a {type(value).__name__}, needed: a tensor"
             )
-    return dict(state)
+    return found
 
 
 def _first_line(failure: Exception) -> str:

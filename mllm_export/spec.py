@@ -197,6 +197,27 @@ class RopeScaling:
 
 
 @record
+class StateSpec:
+    """What a layer without attention carries from token to token, whatever the context.
+
+    Source: state-spaces/mamba, mamba_ssm/modules/mamba_simple.py.
+    """
+
+    inner_width: int
+    """Channels of the convolution and the recurrence."""
+    state_size: int
+    """Values that each channel carries on."""
+    conv_kernel: int
+    """Tokens that the convolution sees, the present one included."""
+    time_step_rank: int
+
+    @property
+    def values(self) -> int:
+        """Of one layer and sequence: the convolution's past, and the recurrence."""
+        return self.inner_width * (self.conv_kernel - 1 + self.state_size)
+
+
+@record
 class DecoderSpec:
     """The language model's sizes."""
 
@@ -219,12 +240,17 @@ class DecoderSpec:
     """Values at the front of each head that positions turn; 0 for the whole head."""
     layout: str = ""
     """Which of its published namings the checkpoint has, where a kind has several."""
+    state: StateSpec | None = None
+    """What layers without attention carry; then there are no heads, and positions turn nothing."""
 
     def __post_init__(self) -> None:
         """Check that heads divide as grouped-query attention needs."""
         if not 0 <= self.rotary_dim <= self.head_dim:
             raise SpecError(f"positions turn {self.rotary_dim} values of {self.head_dim} per head")
-        if self.heads % self.kv_heads:
+        if not self.kv_heads:
+            if self.state is None or self.heads:
+                raise SpecError(f"{self.heads} heads, no KV heads, state {self.state}")
+        elif self.heads % self.kv_heads:
             raise SpecError(f"{self.heads} heads cannot share {self.kv_heads} KV heads evenly")
 
 
@@ -242,6 +268,8 @@ class TokenizerSpec:
     unk_id: int
     pad_id: int | None
     add_bos: bool
+    normalizer: Literal["", "NFC"] = ""
+    """Form of Unicode that a text is brought to before it is cut into tokens."""
     decoding: Literal["sentencepiece", "bytes"] = "sentencepiece"
     """How ids become text. sentencepiece: without the blank in front of the first word, a mark
     for each byte that is not UTF-8; bytes: as they stand, a mark for each run of such bytes."""
@@ -263,6 +291,8 @@ class PromptSpec:
     stop_ids: tuple[int, ...]
     image_marker: str = "<image>"
     after_image: str = "\n"
+    images_first: bool = False
+    """Images stand before the whole template, and the question is trimmed and without markers."""
 
     def text(self, question: str, images: int = 1) -> str:
         """The whole prompt with a marker per image; a marker already in `question` is kept.
@@ -275,6 +305,9 @@ class PromptSpec:
                 f"the prompt holds {there} {self.image_marker} markers for {images} images; "
                 "leave the markers out, or write one per image"
             )
+        if self.images_first:
+            lead = (self.image_marker + self.after_image) * images
+            return f"{lead}{self.before}{question.replace(self.image_marker, '').strip()}{self.after}"
         lead = "" if there else (self.image_marker + self.after_image) * images
         return f"{self.before}{lead}{question}{self.after}"
 

@@ -97,6 +97,8 @@ class Storable:
     shape: tuple[int, ...]
     names: tuple[str, ...]
     """Its stored name, then others it answers to: a tied embedding is the output head too."""
+    least: str = ""
+    """A layout with fewer bits is not taken for it; empty: any is."""
 
 
 def recipe_names() -> list[str]:
@@ -141,7 +143,7 @@ def choose_layouts(
     return tuple(
         Choice(scheme="F32")
         if is_kept(tensor.names[0], tensor.shape)
-        else fit_layout(recipe.decoder[number].scheme, tensor.shape)
+        else fit_layout(recipe.decoder[number].scheme, tensor.shape, tensor.least)
         for number, tensor in zip(taken, tensors, strict=True)
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mllm_export.catalog import unknown
 from mllm_export.errors import RecipeError
-from mllm_export.quantize.layout import LAYOUTS
+from mllm_export.quantize.layout import LAYOUTS, stored_bytes
 from mllm_export.records import record
 
 _MIXTURES = ("_S", "_M", "_L")
@@ -34,11 +34,17 @@ def require_file_word(word: str, where: str) -> None:
     require_layout(layout, where)
 
 
-def fit_layout(scheme: str, shape: tuple[int, ...]) -> Choice:
+def fit_layout(scheme: str, shape: tuple[int, ...], least: str = "") -> Choice:
     """The layout asked for, or the next one down whose blocks divide the rows.
+
+    A layout of fewer bits than `least` gives way to that one.
 
     Source: llama.cpp, src/llama-quant.cpp, tensor_type_fallback.
     """
+    if least and stored_bytes(scheme, (256,)) < stored_bytes(least, (256,)):
+        held = fit_layout(least, shape)
+        why = f"{held.scheme} instead of {scheme}: its error is carried on from token to token"
+        return Choice(scheme=held.scheme, note="; ".join(filter(None, (why, held.note))))
     chosen = scheme
     while not LAYOUTS[chosen].fits(shape[-1]):
         chosen = LAYOUTS[chosen].fallback

@@ -7,6 +7,7 @@ Source: haotian-liu/LLaVA llava/mm_utils.py `tokenizer_image_token`, and
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from unicodedata import normalize
 
 from mllm_export.errors import EngineError
 from mllm_export.runtimes.engines import Floats, Segment
@@ -26,7 +27,8 @@ def encode_prompt(
     for number, piece in enumerate(pieces):
         if number:
             ids.append(IMAGE_ID)
-        ids.extend(tokenize(piece))
+        form = spec.tokenizer.normalizer
+        ids.extend(tokenize(normalize(form, piece) if form else piece))
     return ids
 
 

@@ -69,7 +69,7 @@ def decoder_fields(
         *general_fields(spec.family, scheme, tensors),
         *DECODERS[spec.decoder.kind].metadata(spec.decoder),
         *TOKENIZERS[spec.tokenizer.kind].metadata(
-            checkpoint.path, spec.tokenizer, spec.decoder.vocab
+            reading.tokenizer_path(checkpoint), spec.tokenizer, spec.decoder.vocab
         ),
         GgufField(key="tokenizer.chat_template", value=reading.chat_template, kind="STRING"),
     )

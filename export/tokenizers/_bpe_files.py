@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Literal
 
 from mllm_export.config import Config, read_json_object
 from mllm_export.errors import CheckpointError, UnsupportedModelError
@@ -33,6 +34,7 @@ class BpeFiles:
     merges: tuple[str, ...]
     """`left right`, the first merged first."""
     added: tuple[AddedToken, ...]
+    normalizer: Literal["", "NFC"] = ""
 
 
 def read_bpe_files(folder: Path) -> BpeFiles:
@@ -62,15 +64,17 @@ def _read_whole(folder: Path, data: Config) -> BpeFiles:
         ids=_ids(vocab.plain(), Path(vocab.file)),
         merges=tuple(_merge(merge, model.file) for merge in merges),
         added=_added(folder, _objects(data, "added_tokens")),
+        normalizer="NFC" if "normalizer" in data else "",
     )
 
 
 def _refuse_other_steps(data: Config, model: Config) -> None:
     if model.text("type", "BPE") != "BPE":
         raise UnsupportedModelError(f"{model.file}: type '{model.text('type')}', needed: BPE")
-    if "normalizer" in data:
+    if "normalizer" in data and data.section("normalizer").text("type") != "NFC":
         raise UnsupportedModelError(
-            f"{data.file}: has a normalizer, which llama.cpp's 'gpt2' vocabulary does not"
+            f"{data.file}: has a normalizer other than NFC, which llama.cpp's 'gpt2' vocabulary "
+            "does not"
         )
     cut = data.section("pre_tokenizer")
     if cut.text("type") != "ByteLevel" or not cut.flag("use_regex", True):

@@ -36,8 +36,9 @@ _END = "<|endoftext|>"
 """BOS, EOS and unknown token where the files name none. Source: transformers,
 CodeGenTokenizer and GPT2Tokenizer."""
 
-_PRE = {"CodeGenTokenizer": "phi-2", "GPT2Tokenizer": "gpt-2"}
-"""Published class to llama.cpp's name of how a text is cut into words. Both names cut alike.
+_PRE = {"CodeGenTokenizer": "phi-2", "GPT2Tokenizer": "gpt-2", "GPTNeoXTokenizer": "mpt"}
+"""Published class to llama.cpp's name of how a text is cut into words. All cut alike; GPT-NeoX brings a text to NFC
+before, which llama.cpp leaves to its caller.
 Source: llama.cpp, conversion/base.py, get_vocab_base_pre; src/llama-vocab.cpp, load."""
 
 
@@ -75,6 +76,7 @@ class Bpe:
             unk_id=_required(folder, "unk", special.unk_id, end),
             pad_id=special.pad_id,
             add_bos=special.add_bos,
+            normalizer=read.normalizer,
             decoding="bytes",
         )
 

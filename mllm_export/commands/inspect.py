@@ -9,7 +9,7 @@ import typer
 
 from mllm_export.commands.arguments import CheckpointArgument, JsonOption, TowerOption
 from mllm_export.records import record
-from mllm_export.spec import ModelSpec
+from mllm_export.spec import DecoderSpec, ModelSpec
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -118,7 +118,13 @@ def _parts(found: Inspection) -> Table:
         "decoder",
         decoder.kind,
         f"{found.parameters['decoder']:,}",
-        f"{decoder.layers} layers, width {decoder.width}, {decoder.heads} heads "
-        f"({decoder.kv_heads} KV), vocabulary {decoder.vocab}, context {decoder.context_tokens}",
+        f"{decoder.layers} layers, width {decoder.width}, {_mixing(decoder)}, vocabulary {decoder.vocab}, context {decoder.context_tokens}",
     )
     return table
+
+
+def _mixing(decoder: DecoderSpec) -> str:
+    """How a decoder mixes tokens."""
+    if decoder.state is None:
+        return f"{decoder.heads} heads ({decoder.kv_heads} KV)"
+    return f"no attention, {decoder.state.inner_width} x {decoder.state.state_size} states"
