@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mllm_export
-from mllm_export.checkpoint import Checkpoint
+from mllm_export.checkpoint import Asked, Checkpoint
 from mllm_export.device_tests.samples import calibration_sha256
 from mllm_export.errors import CheckError
 from mllm_export.progress import Progress
@@ -24,7 +24,7 @@ POINTS = 20
 
 
 def curve_stage(
-    source: tuple[Path, Path | str | None],
+    source: tuple[Path, Asked],
     reading: Reading,
     preset: str,
     calibration: Path | None,
@@ -64,7 +64,9 @@ def _cache(checkpoint: Checkpoint, reading: Reading, preset: str, calibration: P
     from mllm_export.device_tests.sensitivity import DECODER_OPTIONS, SEQUENCES, TOWER_OPTIONS
 
     inputs = {
-        "sources": [as_plain(one) for one in checkpoint.sources(reading.uses_tower_folder, reading.folders)],
+        "sources": [
+            as_plain(one) for one in checkpoint.sources(reading.uses_tower_folder, reading.folders)
+        ],
         "calibration": calibration_sha256(calibration),
         "preset": preset,
         "measured": [TOWER_OPTIONS, DECODER_OPTIONS, SEQUENCES, POINTS],

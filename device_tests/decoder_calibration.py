@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from mllm_export.checkpoint import Checkpoint
+from mllm_export.checkpoint import Asked, Checkpoint
 from mllm_export.device_tests.reference import REFERENCES, Floats, Forced, Reference, Walkable
 from mllm_export.device_tests.samples import Samples, read_calibration
 from mllm_export.errors import CalibrationError
 from mllm_export.quantize.inputs import ObservedLayer
 
-Source = tuple[Path, Path | str | None]
+Source = tuple[Path, Asked]
 """Where a checkpoint is: its folder, and what --vision-tower said."""
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from mllm_export.bundle import Manifest
-from mllm_export.checkpoint import Checkpoint
+from mllm_export.checkpoint import Asked, Checkpoint
 from mllm_export.device_tests.distributions import cosines
 from mllm_export.device_tests.pictures import Picture, scenes
 from mllm_export.device_tests.reference import REFERENCES, Floats
@@ -50,7 +50,7 @@ class MmprojVerdict:
 def mmproj_stage(
     mmproj: Path,
     manifest: Manifest,
-    source: tuple[Path, Path | str | None],
+    source: tuple[Path, Asked],
     progress: Progress,
 ) -> MmprojVerdict:
     """Measure `mmproj` against the original on drawn pictures of the tower's own size."""

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from mllm_export.bundle import Bundle, Manifest
-from mllm_export.checkpoint import Checkpoint
+from mllm_export.checkpoint import Asked, Checkpoint
 from mllm_export.device_tests.parity import check
 from mllm_export.device_tests.scoring import Metric
 from mllm_export.diagnosis import Diagnosis
@@ -16,7 +16,7 @@ from mllm_export.progress import Progress
 from mllm_export.report import Report
 from mllm_export.runtimes.opening import is_small
 
-Source = tuple[Path, Path | str | None]
+Source = tuple[Path, Asked]
 """Where a checkpoint is: its folder, and what --vision-tower said."""
 
 _WAIT_ASLEEP = ("OMP_WAIT_POLICY", "PASSIVE")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from mllm_export.catalog import Catalog
-from mllm_export.checkpoint import Checkpoint
+from mllm_export.checkpoint import Asked, Checkpoint
 from mllm_export.errors import PlanError
 from mllm_export.export.family import Reading
 from mllm_export.export.graph import Graph, tower_graph
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mllm_export.quantize.recipe import Recipe
     from mllm_export.weights import WeightMap
 
-Source = tuple[Path, Path | str | None]
+Source = tuple[Path, Asked]
 """Where a checkpoint is: its folder, and what --vision-tower said."""
 
 FLOAT_TOWER = "tower.float"

@@ -82,7 +82,7 @@ def build(
     """
     with partial_folder(out, needed_bytes(plan)) as folder, ThreadPoolExecutor(1) as aside:
         # Gigabytes are hashed while the stages, which are processes, read them anyway.
-        sources = aside.submit(checkpoint.sources, reading.uses_tower_folder)
+        sources = aside.submit(checkpoint.sources, reading.uses_tower_folder, reading.folders)
         work = Work(
             plan=plan,
             reading=reading,

@@ -130,6 +130,8 @@ class Companion:
     """What --vision-tower calls it."""
     published: str
     """Name of the published folder, the owner left out."""
+    has_weights: bool = True
+    """False: its configs and its tokenizer alone are taken."""
 
     @property
     def prefix(self) -> str:
@@ -230,9 +232,7 @@ class Checkpoint:
             self._companions[companion] = Folder(there[0])
         return self._companions[companion]
 
-    def infos(
-        self, tower: bool, companions: tuple[Companion, ...] = ()
-    ) -> dict[str, TensorInfo]:
+    def infos(self, tower: bool, companions: tuple[Companion, ...] = ()) -> dict[str, TensorInfo]:
         """Every tensor by name, with those of the tower's own folder, and of companions."""
         self.main.require_indexed()
         found = {name: info for name, (_, info) in self.main.tensors.items()}
@@ -270,10 +270,12 @@ class Checkpoint:
         self, tower: bool, companions: tuple[Companion, ...] = ()
     ) -> tuple[SourceFile, ...]:
         """Size and SHA-256 of every file the export depends on."""
-        folders = [self.main] + ([self.tower] if tower and self.tower else [])
-        folders += [self.companion(one) for one in companions]
+        folders = [(self.main, True)] + ([(self.tower, True)] if tower and self.tower else [])
+        folders += [(self.companion(one), one.has_weights) for one in companions]
         return tuple(
-            _source(folder.path, path) for folder in folders for path in _source_paths(folder)
+            _source(folder.path, path)
+            for folder, with_weights in folders
+            for path in _source_paths(folder, with_weights)
         )
 
 
@@ -282,9 +284,8 @@ def _companion(text: str) -> Companion:
     return Companion(name=name, published=published)
 
 
-def _source_paths(folder: Folder) -> list[Path]:
-    # The folder of a tokenizer may hold no weights that are used.
-    weights = [shard.path for shard in folder.shards] if folder.has_weights else []
+def _source_paths(folder: Folder, with_weights: bool) -> list[Path]:
+    weights = [shard.path for shard in folder.shards] if with_weights else []
     side = [p for p in folder.path.iterdir() if p.suffix in _SIDE_FILES and p.is_file()]
     return sorted(set(weights + side))
 

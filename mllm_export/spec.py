@@ -307,7 +307,8 @@ class PromptSpec:
             )
         if self.images_first:
             lead = (self.image_marker + self.after_image) * images
-            return f"{lead}{self.before}{question.replace(self.image_marker, '').strip()}{self.after}"
+            asked = question.replace(self.image_marker, "").strip()
+            return f"{lead}{self.before}{asked}{self.after}"
         lead = "" if there else (self.image_marker + self.after_image) * images
         return f"{self.before}{lead}{question}{self.after}"
 

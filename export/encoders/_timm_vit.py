@@ -122,16 +122,15 @@ def vit_parameters(spec: EncoderSpec, registers: int, scaled: bool) -> dict[str,
 
 def _block_parameters(at: str, spec: EncoderSpec, scaled: bool) -> dict[str, Shape]:
     width = spec.width
-    scale = (lambda name: {f"{at}{name}.gamma": (width,)}) if scaled else (lambda _: {})
+    scales: dict[str, Shape] = {f"{at}{one}.gamma": (width,) for one in ("ls1", "ls2")}
     return {
         **norm_parameters(f"{at}norm1", width),
         **linear_parameters(f"{at}attn.qkv", width, 3 * width),
         **linear_parameters(f"{at}attn.proj", width, width),
-        **scale("ls1"),
         **norm_parameters(f"{at}norm2", width),
         **linear_parameters(f"{at}mlp.fc1", width, spec.mlp_width),
         **linear_parameters(f"{at}mlp.fc2", spec.mlp_width, width),
-        **scale("ls2"),
+        **(scales if scaled else {}),
     }
 
 
@@ -168,10 +167,8 @@ def vit_features(spec: EncoderSpec, weights: Mapping[str, Tensor], pixels: Tenso
 
 def _block(spec: EncoderSpec, weights: Mapping[str, Tensor], at: str, rows: Tensor) -> Tensor:
     normed = layer_norm(spec.norm_eps, weights, f"{at}norm1", rows)
-    query, key, value = affine(weights, f"{at}attn.qkv", normed).split(spec.width, dim=2)
-    mixed = affine(
-        weights, f"{at}attn.proj", attention(spec.heads, query, key, value, None)
-    )
+    query, key, value = affine(weights, f"{at}attn.qkv", normed).chunk(3, dim=2)
+    mixed = affine(weights, f"{at}attn.proj", attention(spec.heads, query, key, value, None))
     rows = rows + _scaled(weights, f"{at}ls1.gamma", mixed)
     normed = layer_norm(spec.norm_eps, weights, f"{at}norm2", rows)
     inner = activate(spec.activation, affine(weights, f"{at}mlp.fc1", normed))

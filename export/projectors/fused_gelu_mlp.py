@@ -47,7 +47,8 @@ class FusedGeluMlp:
         """Features f32[1, T, in_width] to f32[1, T, out_width]."""
         from torch.nn.functional import gelu
 
-        return affine(weights, "4.", gelu(affine(weights, "2.", gelu(affine(weights, "0.", features)))))
+        wide = gelu(affine(weights, "0.", features))
+        return affine(weights, "4.", gelu(affine(weights, "2.", wide)))
 
 
 PROJECTOR = FusedGeluMlp()

@@ -37,8 +37,8 @@ _END = "<|endoftext|>"
 CodeGenTokenizer and GPT2Tokenizer."""
 
 _PRE = {"CodeGenTokenizer": "phi-2", "GPT2Tokenizer": "gpt-2", "GPTNeoXTokenizer": "mpt"}
-"""Published class to llama.cpp's name of how a text is cut into words. All cut alike; GPT-NeoX brings a text to NFC
-before, which llama.cpp leaves to its caller.
+"""Published class to llama.cpp's name of how a text is cut into words. All cut alike; GPT-NeoX
+brings a text to NFC before, which llama.cpp leaves to its caller.
 Source: llama.cpp, conversion/base.py, get_vocab_base_pre; src/llama-vocab.cpp, load."""
 
 

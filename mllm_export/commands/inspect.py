@@ -118,7 +118,8 @@ def _parts(found: Inspection) -> Table:
         "decoder",
         decoder.kind,
         f"{found.parameters['decoder']:,}",
-        f"{decoder.layers} layers, width {decoder.width}, {_mixing(decoder)}, vocabulary {decoder.vocab}, context {decoder.context_tokens}",
+        f"{decoder.layers} layers, width {decoder.width}, {_mixing(decoder)}, "
+        f"vocabulary {decoder.vocab}, context {decoder.context_tokens}",
     )
     return table
 
