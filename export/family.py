@@ -8,7 +8,7 @@ from typing import Protocol
 from mllm_export.catalog import Catalog
 from mllm_export.checkpoint import Checkpoint, Companion
 from mllm_export.config import Config
-from mllm_export.errors import UnsupportedModelError
+from mllm_export.errors import CheckpointError, UnsupportedModelError
 from mllm_export.export.near_miss import near_miss
 from mllm_export.records import record
 from mllm_export.spec import ModelSpec
@@ -95,8 +95,29 @@ def identify(checkpoint: Checkpoint) -> Family:
 
 
 def read_spec(checkpoint: Checkpoint) -> Reading:
-    """Recognise and read a checkpoint; no weight is touched."""
-    return identify(checkpoint).read(checkpoint)
+    """Recognise and read a checkpoint; no weight is touched.
+
+    Raises: see `identify`; CheckpointError where --vision-tower names what the model does not have.
+    """
+    reading = identify(checkpoint).read(checkpoint)
+    _require_named(checkpoint, reading)
+    return reading
+
+
+def _require_named(checkpoint: Checkpoint, reading: Reading) -> None:
+    names = [one.name for one in reading.folders]
+    if isinstance(checkpoint.asked, tuple):
+        wrong = next((name for name, _ in checkpoint.asked if name not in names), None)
+        if wrong is not None:
+            parts = f"parts of their own: {', '.join(names)}" if names else "one tower: give DIR"
+            raise CheckpointError(
+                f"--vision-tower {wrong}=...: this model has no '{wrong}'; it has {parts}"
+            )
+    elif checkpoint.asked is not None and names:
+        raise CheckpointError(
+            f"--vision-tower {checkpoint.asked}: this model has several parts of their own; say "
+            f"which: {', '.join(f'{name}=DIR' for name in names)}"
+        )
 
 
 def cover(checkpoint: Checkpoint, reading: Reading) -> tuple[Dropped, ...]:

@@ -164,8 +164,11 @@ class Tokenizer(Protocol):
     def metadata(self, folder: Path, spec: TokenizerSpec, vocab: int) -> tuple[GgufField, ...]:
         """tokenizer.ggml.* keys; rows past the tokenizer's own are padding."""
 
-    def write_random(self, folder: Path, rows: int) -> None:
-        """Published files of a small tokenizer for a model of so many rows, for tests."""
+    def write_random(self, folder: Path, rows: int, published: str = "") -> None:
+        """Published files of a small tokenizer for a model of so many rows, for tests.
+
+        `published` is its class in tokenizer_config.json, where a kind has several.
+        """
 
 
 ENCODERS: Catalog[Encoder] = Catalog("mllm_export.export.encoders", "ENCODER", "encoder")

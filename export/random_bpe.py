@@ -1,18 +1,26 @@
-"""A small CodeGen-like byte-level BPE tokenizer in the published files, for random checkpoints."""
+"""Small byte-level BPE tokenizers in the published files, for random checkpoints."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from mllm_export.export.random_tokenizer import TEXT
 
+WHOLE = "tokenizer.json"
 _END = "<|endoftext|>"
+NEOX = "GPTNeoXTokenizer"
 _SPARE_ROWS = 9
 """Rows without a token: Phi-2 has 50295 tokens and 51200 rows."""
 
 
-def write_bpe_tokenizer(folder: Path, rows: int) -> None:
+def write_bpe_tokenizer(folder: Path, rows: int, published: str) -> None:
+    """As the class `published` of transformers is saved; CodeGenTokenizer where it is empty."""
+    (_write_neox if published == NEOX else _write_codegen)(folder, rows)
+
+
+def _write_codegen(folder: Path, rows: int) -> None:
     """Write vocab.json, merges.txt, added_tokens.json and the settings.
 
     As in CodeGen, ids are bytes, then merges, then `<|endoftext|>`, then runs of 31 to 2 blanks
@@ -39,11 +47,45 @@ def write_bpe_tokenizer(folder: Path, rows: int) -> None:
         "tokenizer_config.json": settings,
         "special_tokens_map.json": names,
     }
+    _write(folder, files)
+    lines = ["#version: 0.2", *merges]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _write_neox(folder: Path, rows: int) -> None:
+    """Write tokenizer.json and the settings.
+
+    As in GPT-NeoX-20B, ids are `<|endoftext|>`, `<|padding|>`, bytes, merges, then runs of 24 to
+    2 blanks as added tokens, and text is brought to NFC first. `rows` is at least 290.
+    """
+    runs = [" " * n for n in range(24, 1, -1)]
+    first = (_END, "<|padding|>")
+    trained, merges = _train(rows - len(runs) - len(first))
+    ids = {text: place for place, text in enumerate((*first, *trained))}
+    added = [(text, ids[text], True) for text in first]
+    added += [(text, len(ids) + place, False) for place, text in enumerate(runs)]
+    cut = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), _END)
+    flags = dict.fromkeys(("continuing_subword_prefix", "end_of_word_suffix", "unk_token"))
+    model = {"type": "BPE", "dropout": None, **flags, "fuse_unk": False}
+    whole = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": at, **_added(text, special)} for text, at, special in added],
+        "normalizer": {"type": "NFC"},
+        **dict.fromkeys(("pre_tokenizer", "post_processor", "decoder"), cut),
+        "model": {**model, "vocab": ids, "merges": merges},
+    }
+    settings = {"add_prefix_space": False, **names, "tokenizer_class": NEOX}
+    _write(folder, {WHOLE: whole, "tokenizer_config.json": settings})
+    _write(folder, {"special_tokens_map.json": names})
+
+
+def _write(folder: Path, files: Mapping[str, object]) -> None:
     for name, data in files.items():
         text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
         (folder / name).write_text(text, encoding="utf-8")
-    lines = ["#version: 0.2", *merges]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _added(text: str, special: bool) -> dict[str, object]:

@@ -89,6 +89,8 @@ def random_tensor(name: str, shape: Shape, seed: int) -> npt.NDArray[np.float32]
     is_norm = "norm" in name or "layrnorm" in name or _is_channel_norm(name, shape)
     if len(shape) == 1 and name.endswith("weight") and is_norm:
         return 1 + np.float32(0.25) * values
+    if "mixer." in name and name.endswith(_STATE_ENDINGS):
+        return _recurrence(name, values)
     if len(shape) == 1:
         return np.float32(0.2) * values
     if "embed" in name and "backbone" not in name:
@@ -96,6 +98,25 @@ def random_tensor(name: str, shape: Shape, seed: int) -> npt.NDArray[np.float32]
     fan_in = math.prod(shape[1:])
     gain = 2.0 if name.endswith("lm_head.weight") else 1.4
     return np.float32(gain / math.sqrt(fan_in)) * values
+
+
+_STATE_ENDINGS = (".A_log", ".D", ".dt_proj.bias")
+
+
+def _recurrence(name: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Mamba's own beginning, roughened: states that last for 1 to 1,000 tokens.
+
+    Others would forget the picture before the question is over.
+    Source: state-spaces/mamba, mamba_ssm/modules/mamba_simple.py, Mamba.__init__.
+    """
+    if name.endswith(".A_log"):
+        made = np.log(np.arange(1, values.shape[1] + 1)) + 0.1 * values
+    elif name.endswith(".D"):
+        made = 1 + 0.25 * values
+    else:
+        step = 10.0 ** np.clip(-2 + 0.5 * values, -3, -1)
+        made = step + np.log(-np.expm1(-step))  # the inverse of softplus
+    return np.asarray(made, np.float32)
 
 
 def _is_channel_norm(name: str, shape: Shape) -> bool:

@@ -166,13 +166,18 @@ class Checkpoint:
         """The model's config.json."""
         return self.main.config
 
+    @property
+    def _asked_tower(self) -> Path | None:
+        """The folder of the only tower, where the user named one."""
+        if self.asked is None or self.asked == INSIDE or isinstance(self.asked, tuple):
+            return None
+        return Path(self.asked)
+
     @cached_property
     def tower_places(self) -> tuple[Path, ...]:
         """Where the tower's folder is looked for, in order."""
-        if isinstance(self.asked, tuple):
-            return ()
-        if self.asked not in {None, INSIDE}:
-            return (Path(str(self.asked)),)
+        if self._asked_tower is not None:
+            return (self._asked_tower,)
         name = self.config.text("mm_vision_tower", "")
         if not name:
             return ()
@@ -190,9 +195,9 @@ class Checkpoint:
         for place in self.tower_places:
             if (place / "config.json").is_file():
                 return Folder(place)
-        if self.asked is not None and self.asked != INSIDE:
+        if self._asked_tower is not None:
             raise CheckpointError(
-                f"vision tower folder {self.asked} holds no config.json; "
+                f"vision tower folder {self._asked_tower} holds no config.json; "
                 "give the folder of the published encoder"
             )
         return None

@@ -184,7 +184,7 @@ def _is_zip(path: Path) -> bool:
         return file.read(2) == b"PK"
 
 
-def _flat_state(path: Path, state: object) -> dict[str, torch.Tensor]:
+def _flat_state(path: Path, state: object, before: str = "") -> dict[str, torch.Tensor]:
     import torch
 
     if not isinstance(state, Mapping):
@@ -192,13 +192,12 @@ def _flat_state(path: Path, state: object) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for name, value in state.items():
         if isinstance(value, Mapping):
-            inner = _flat_state(path, value)
-            found |= {f"{name}.{within}": tensor for within, tensor in inner.items()}
+            found |= _flat_state(path, value, f"{before}{name}.")
         elif isinstance(value, torch.Tensor):
-            found[str(name)] = value
+            found[f"{before}{name}"] = value
         else:
             raise CheckpointError(
-                f"{path}: entry '{name}' is a {type(value).__name__}, needed: a tensor"
+                f"{path}: entry '{before}{name}' is a {type(value).__name__}, needed: a tensor"
             )
     return found
 

@@ -36,9 +36,10 @@ _END = "<|endoftext|>"
 """BOS, EOS and unknown token where the files name none. Source: transformers,
 CodeGenTokenizer and GPT2Tokenizer."""
 
-_PRE = {"CodeGenTokenizer": "phi-2", "GPT2Tokenizer": "gpt-2", "GPTNeoXTokenizer": "mpt"}
+_PRE = {"CodeGenTokenizer": "phi-2", "GPT2Tokenizer": "gpt-2", "GPTNeoXTokenizer": "olmo"}
 """Published class to llama.cpp's name of how a text is cut into words. All cut alike; GPT-NeoX
-brings a text to NFC before, which llama.cpp leaves to its caller.
+brings a text to NFC before, which llama.cpp leaves to its caller. Upstream knows it by the hash of
+its ids, and calls it by the last of the models that share it.
 Source: llama.cpp, conversion/base.py, get_vocab_base_pre; src/llama-vocab.cpp, load."""
 
 
@@ -96,9 +97,9 @@ class Bpe:
             field("add_eos_token", special.add_eos, "BOOL"),
         )
 
-    def write_random(self, folder: Path, rows: int) -> None:
-        """CodeGen's settings; the last rows have no token, as in Phi-2."""
-        write_bpe_tokenizer(folder, rows)
+    def write_random(self, folder: Path, rows: int, published: str = "") -> None:
+        """CodeGen's settings, the last rows without a token as in Phi-2; or GPT-NeoX's."""
+        write_bpe_tokenizer(folder, rows, published)
 
 
 def _all_ids(read: BpeFiles) -> dict[str, int]:

@@ -61,8 +61,9 @@ class SentencePiece:
             add_bos=special.add_bos,
         )
 
-    def write_random(self, folder: Path, rows: int) -> None:
+    def write_random(self, folder: Path, rows: int, published: str = "") -> None:
         """LLaMA's settings, a token for every row."""
+        del published
         write_tokenizer(folder, rows)
 
     def metadata(self, folder: Path, spec: TokenizerSpec, vocab: int) -> tuple[GgufField, ...]:

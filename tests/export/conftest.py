@@ -101,6 +101,9 @@ _PROJECTORS: dict[str, Callable[[int, int], nn.Module]] = {
     "ldpv2": LdpV2,
     "mlp2x_gelu": lambda a, b: nn.Sequential(nn.Linear(a, b), nn.GELU(), nn.Linear(b, b)),
     "linear": nn.Linear,
+    "fused_gelu_mlp": lambda a, b: nn.Sequential(
+        nn.Linear(a, 4 * a), nn.GELU(), nn.Linear(4 * a, b), nn.GELU(), nn.Linear(b, b)
+    ),
 }
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from mllm_export.checkpoint import TOWER_PREFIX, Checkpoint
+from mllm_export.checkpoint import TOWER_PREFIX, Checkpoint, Companion
 from mllm_export.errors import CheckpointError
 from mllm_export.shards import SafetensorsShard
 
@@ -214,3 +214,76 @@ def test_a_pickle_larger_than_memory_should_be_is_given_back_tensor_by_tensor(
         [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
     )
     assert int(done.stdout) < 100  # of 256 MiB
+
+
+def write_prismatic(folder: Path, **entries: object) -> Path:
+    """Prismatic's layout: state dicts within a state dict, in a folder below."""
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    parts = {"projector": {"projector.0.weight": torch.ones(2, 3)}, "llm_backbone": state()}
+    torch.save({"model": parts, **entries}, folder / "checkpoints" / "latest-checkpoint.pt")
+    return folder
+
+
+def test_state_dicts_within_a_state_dict_read_as_one(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(write_prismatic(tmp_path / "model"))
+    names = {f"model.llm_backbone.{name}" for name in state()}
+    assert set(checkpoint.infos(tower=False)) == {*names, "model.projector.projector.0.weight"}
+    values = checkpoint.read("model.llm_backbone.part.bfloat16")
+    assert values.dtype == ml_dtypes.bfloat16
+    assert not values.flags.owndata
+    (source,) = (s for s in checkpoint.sources(False) if s.path.endswith(".pt"))
+    assert source.path == "model/checkpoints/latest-checkpoint.pt"
+
+
+def test_what_is_no_tensor_in_a_nested_file_is_named_with_its_place(tmp_path: Path) -> None:
+    folder = write_prismatic(tmp_path / "model", optimizer={"param_groups": [1]})
+    with pytest.raises(CheckpointError, match=r"'optimizer\.param_groups' is a list"):
+        Checkpoint(folder).infos(tower=False)
+
+
+DINO = Companion(name="dino", published="some-dino")
+TOKENS = Companion(name="llm", published="some-llm", has_weights=False)
+
+
+def with_companions(tmp_path: Path) -> Path:
+    model = write(tmp_path / "model", "bin")
+    write(tmp_path / "some-dino", "safetensors")
+    write(tmp_path / "some-llm", "bin")
+    return model
+
+
+def test_tensors_of_a_companion_stand_behind_its_name(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(with_companions(tmp_path))
+    infos = checkpoint.infos(False, (DINO,))
+    assert set(infos) == {*state(), *(f"dino@some-dino:{name}" for name in state())}
+    # Another process opens the folder anew and has the names alone.
+    again = Checkpoint(checkpoint.path).read("dino@some-dino:part.float32")
+    np.testing.assert_array_equal(again, state()["part.float32"].numpy())
+
+
+def test_a_companion_is_taken_from_where_the_user_says(tmp_path: Path) -> None:
+    model = with_companions(tmp_path)
+    elsewhere = write(tmp_path / "far" / "away", "bin")
+    named = Checkpoint(model, (("dino", elsewhere),))
+    assert named.companion(DINO).path == elsewhere
+    assert named.companion(TOKENS).path == tmp_path / "some-llm"
+    assert named.tower is None
+
+
+def test_weights_that_are_not_taken_are_not_hashed(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(with_companions(tmp_path))
+    paths = {source.path for source in checkpoint.sources(False, (DINO, TOKENS))}
+    assert {"some-dino/model.safetensors", "some-llm/config.json"} <= paths
+    assert "some-llm/pytorch_model.bin" not in paths
+
+
+def test_a_companion_that_is_missing_is_named_with_its_places(tmp_path: Path) -> None:
+    model = write(tmp_path / "model", "bin")
+    with pytest.raises(CheckpointError, match="'some-dino' was not found") as raised:
+        Checkpoint(model).companion(DINO)
+    assert str(tmp_path / "some-dino") in str(raised.value)
+    assert "--vision-tower dino=DIR" in str(raised.value)
+    gone = Checkpoint(model, (("dino", tmp_path / "gone"),))
+    with pytest.raises(CheckpointError, match=str(tmp_path / "gone")):
+        gone.companion(DINO)

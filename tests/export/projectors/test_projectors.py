@@ -118,6 +118,7 @@ FAULTS = {
     "ldpv2: no convolution bias": ("ldpv2", lambda w: without(w, "peg.peg.0.bias")),
     "ldpv2: no convolution": ("ldpv2", lambda w: without(w, "peg.peg.0.weight")),
     "mlp2x_gelu: no first bias": ("mlp2x_gelu", lambda w: without(w, "0.bias")),
+    "fused_gelu_mlp: no bias within": ("fused_gelu_mlp", lambda w: without(w, "2.bias")),
 }
 
 
@@ -133,8 +134,12 @@ def test_a_planted_fault_in_the_weights_shows(vision, error, fault):
 
 def tanh_gelu(head):
     gelus = [m for m in head.modules() if isinstance(m, torch.nn.GELU)]
-    assert len(gelus) == 1
-    gelus[0].approximate = "tanh"
+    assert gelus
+    gelus[-1].approximate = "tanh"
+
+
+def no_last_gelu(head):
+    head[3] = torch.nn.Identity()
 
 
 def no_residual(head):
@@ -185,6 +190,8 @@ def _peg(convolution, grid):
         ("ldpv2", pool_after_convolution, 1e-2),
         ("ldpv2", no_skip, 1e-2),
         ("mlp2x_gelu", tanh_gelu, 2e-5),
+        ("fused_gelu_mlp", tanh_gelu, 2e-5),
+        ("fused_gelu_mlp", no_last_gelu, 1e-2),
     ],
 )
 def test_a_fault_in_the_maths_would_show(vision, error, kind, spoil, at_least):

@@ -258,7 +258,7 @@ def test_a_merge_that_is_no_pair_is_shown(folder):
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        (("normalizer",), {"type": "NFC"}, "has a normalizer"),
+        (("normalizer",), {"type": "NFKC"}, "has a normalizer other than NFC"),
         (("model", "type"), "Unigram", "type 'Unigram', needed: BPE"),
         (("model", "byte_fallback"), True, "'byte_fallback' is true"),
         (("model", "ignore_merges"), True, "'ignore_merges' is true"),
