@@ -125,10 +125,12 @@ def _context(
 
 
 def _timed(name: str, context: EmbedderContext, progress: Progress) -> Rung:
-    progress(Step(stage=f"check {name}", item=name, done=0, total=0, unit="rungs"))
+    step = Step(stage=f"check {name}", item=name, done=0, total=1, unit="rung")
+    progress(step)
     start = perf_counter()
     try:
         rung = RUNGS[name](context)
     except (EngineError, ImageError, FloatingPointError) as failure:
         rung = Rung(name=name, status="failed", reason=str(failure))
+    progress(replace(step, done=1))
     return replace(rung, seconds=round(perf_counter() - start, 3))

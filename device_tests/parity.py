@@ -190,12 +190,14 @@ def measures_of(rung: str) -> tuple[str, ...]:
 
 def _run(name: str, context: Context) -> Rung:
     """A rung with its time; what the export could not do is a failure of that rung."""
-    context.progress(Step(stage=f"check {name}", item=name, done=0, total=0, unit="rungs"))
+    step = Step(stage=f"check {name}", item=name, done=0, total=1, unit="rung")
+    context.progress(step)
     start = perf_counter()
     try:
         rung = CHECKS[name].run(context)
     except (EngineError, ImageError, FloatingPointError) as failure:
         rung = Rung(name=name, status="failed", reason=str(failure))
+    context.progress(replace(step, done=1))
     return _timed(rung, perf_counter() - start)
 
 

@@ -10,6 +10,8 @@ import typer
 from mllm_export.commands.arguments import JsonOption
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from mllm_export.comparison import Change, Comparison
     from mllm_export.report import Report
 
@@ -32,6 +34,9 @@ def compare(
         Optional[Path],  # noqa: UP045
         typer.Option("--markdown", metavar="FILE", help="Also write a summary for a pull request."),
     ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also list what stayed within its bounds.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List what got worse beyond noise in quality, size or speed; better is no failure.
@@ -64,7 +69,7 @@ def compare(
     if as_json:
         typer.echo(to_json(found), nl=False)
     else:
-        _show(found)
+        _show(found, everything)
     if found.regressions:
         raise CheckFailedError(found.sentence)
 
@@ -86,25 +91,35 @@ def load_report(path: Path) -> Report:
     return read_report(file)
 
 
-def _show(found: Comparison) -> None:
+def _show(found: Comparison, everything: bool) -> None:
+    from mllm_export.terminal import stdout
+
+    moved = [one for one in found.changes if one.worse or one.better]
+    rest = [one for one in found.changes if one not in moved]
+    console = stdout()
+    shown = [*sorted(moved, key=lambda one: one.better), *(rest if everything else [])]
+    if shown:
+        console.print(_table(found, shown))
+    if rest and not everything:
+        console.print(f"{len(rest)} figures stayed within their bounds (--all lists them)")
+    console.print(found.sentence, markup=False)
+    for note in found.notes:
+        console.print(note, markup=False)
+
+
+def _table(found: Comparison, changes: list[Change]) -> Table:
     from rich.markup import escape
     from rich.table import Table
-
-    from mllm_export.terminal import stdout
 
     table = Table(
         title=escape(f"{found.model} for {found.target}: {found.before} to {found.after}")
     )
     for header in ("kind", "figure", "before", "after", "verdict", "counts when"):
         table.add_column(header, justify="right" if header in {"before", "after"} else "left")
-    for one in found.changes:
+    for one in changes:
         cells = (one.kind, one.what, f"{one.before:.6g}", f"{one.after:.6g}")
         table.add_row(*map(escape, cells), _verdict(one), escape(one.bound))
-    console = stdout()
-    console.print(table)
-    console.print(found.sentence, markup=False)
-    for note in found.notes:
-        console.print(note, markup=False)
+    return table
 
 
 def _verdict(one: Change) -> str:

@@ -107,6 +107,21 @@ def test_a_figure_is_worse_from_a_tenth_of_its_room_on(after: float, expected: l
     assert worse(report(tower(0.99)), report(tower(after))) == expected
 
 
+def test_a_recipe_that_may_lose_more_hides_no_loss() -> None:
+    def logits(kl: float, limit: float) -> Report:
+        return report(
+            Rung(
+                name="logits",
+                status="passed",
+                measurements=(measured("mean KL", kl, "at_most", limit),),
+            )
+        )
+
+    assert worse(logits(0.025, limit=0.2), logits(0.15, limit=1.5)) == ["logits: mean KL"]
+    assert worse(logits(0.025, limit=1.5), logits(0.15, limit=0.2)) == ["logits: mean KL"]
+    assert worse(logits(0.025, limit=1.5), logits(0.15, limit=1.5)) == []
+
+
 def test_a_limit_that_is_left_is_worse_however_small_the_step() -> None:
     found = compare(report(tower(0.9501)), report(tower(0.9499)), NAMES)
     assert "leaves it now" in found.regressions[0].bound
