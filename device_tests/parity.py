@@ -18,8 +18,9 @@ from mllm_export.device_tests.folded import read_decoder
 from mllm_export.device_tests.golden import write_golden
 from mllm_export.device_tests.golden_oracle import GoldenOracle
 from mllm_export.device_tests.latency import REPEATS, latency, machine
+from mllm_export.device_tests.limit import KINDS
 from mllm_export.device_tests.live import LiveOracle, effort_for
-from mllm_export.device_tests.profile import KINDS, Limits, load_profile
+from mllm_export.device_tests.profile import Limits, load_profile
 from mllm_export.device_tests.reference import REFERENCES
 from mllm_export.device_tests.samples import (
     Samples,

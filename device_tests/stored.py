@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from mllm_export.device_tests.limit import Kind
 from mllm_export.device_tests.originals import Original
-from mllm_export.device_tests.profile import Kind
 from mllm_export.device_tests.reference import Floats, Reader
 from mllm_export.device_tests.scheme_bits import weight_bits
 from mllm_export.errors import CheckError

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mllm_export.device_tests.profile import Kind
+from mllm_export.device_tests.limit import Kind
 from mllm_export.device_tests.reference import Floats
 from mllm_export.device_tests.stored import Stored, taken
 

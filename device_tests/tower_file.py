@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mllm_export.catalog import Catalog
-from mllm_export.device_tests.profile import Kind
+from mllm_export.device_tests.limit import Kind
 from mllm_export.device_tests.reference import Floats
 from mllm_export.device_tests.stored import Stored
 from mllm_export.errors import CheckError

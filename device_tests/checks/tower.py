@@ -11,8 +11,8 @@ import numpy as np
 from mllm_export.device_tests.cases import TowerCase
 from mllm_export.device_tests.check import Context
 from mllm_export.device_tests.distributions import cosines, relative_error
+from mllm_export.device_tests.limit import Kind
 from mllm_export.device_tests.probes import FLOAT16_LARGEST, LayerRange, layer_ranges
-from mllm_export.device_tests.profile import Kind
 from mllm_export.device_tests.reference import Floats
 from mllm_export.device_tests.stored import as_published
 from mllm_export.device_tests.thumbnails import thumbnail

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mllm_export.device_tests.profile import Kind
+from mllm_export.device_tests.limit import Kind
 from mllm_export.device_tests.reference import Floats
 from mllm_export.device_tests.stored import Stored
 from mllm_export.device_tests.stored_coreml import read_coreml

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from mllm_export.device_tests.profile import Kind
+from mllm_export.device_tests.limit import Kind
 from mllm_export.device_tests.stored import Stored
 from mllm_export.device_tests.stored_tower import read_onnx, tower_kind
 from mllm_export.device_tests.tower_file import Embed, GraphOpener

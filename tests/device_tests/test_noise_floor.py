@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from mllm_export.device_tests.floor import RANDOM, TRAINED, FloorRecord, highest, load_floors
+from mllm_export.device_tests.limit import FloorTimes, Limit, Values
 from mllm_export.device_tests.noise_floor import as_toml, measured
-from mllm_export.device_tests.profile import FloorTimes, Limit, Values, load_profile
+from mllm_export.device_tests.profile import load_profile
 from mllm_export.errors import CheckError
 from mllm_export.records import from_plain
 from mllm_export.toml import read_toml
@@ -45,7 +46,11 @@ def test_a_limit_is_so_many_times_the_floor_and_says_so() -> None:
     ).resolved()
     assert limit.value("f16", True) == pytest.approx(10 * floor)
     assert limit.value("int8", True) == 0.5
-    assert limit.reason.startswith("multiples of the noise floor, mean kl of float16")
+    assert limit.why("f16", True).startswith("10 times the noise floor, mean kl of the original")
+    assert limit.why("int8", True) == "why"
+    half = limit.scaled(0.5, "tighter")
+    assert half.value("f16", True) == pytest.approx(5 * floor)
+    assert half.why("f16", True).startswith("5 times the noise floor")
 
 
 def test_agreement_is_as_far_below_one_as_the_floor_says() -> None:

@@ -3,15 +3,9 @@ from __future__ import annotations
 import pytest
 
 from mllm_export.device_tests.check import CHECKS
+from mllm_export.device_tests.limit import Limit, Values
 from mllm_export.device_tests.parity import measures_of
-from mllm_export.device_tests.profile import (
-    Limit,
-    Limits,
-    Profile,
-    Values,
-    load_profile,
-    profile_names,
-)
+from mllm_export.device_tests.profile import Limits, Profile, load_profile, profile_names
 from mllm_export.errors import CheckError
 from mllm_export.quantize.layout import LAYOUTS
 
