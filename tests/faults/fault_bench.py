@@ -18,6 +18,7 @@ import pytest
 
 from mllm_export.bundle import Bundle, describe_file, open_bundle, write_manifest
 from mllm_export.checkpoint import Checkpoint
+from mllm_export.commands.calibrating import Calibration
 from mllm_export.commands.opening import Job, plan_job
 from mllm_export.device_tests.cases import PixelCase, PromptCase, TowerCase
 from mllm_export.device_tests.live import LiveOracle
@@ -99,6 +100,7 @@ class Bench:
                 out,
                 lambda _, __: "unchecked",
                 calibrate=self._calibrate,
+                calibrated=Calibration().calibrated(job),
             )
 
     def _calibrate(self, path: Path) -> None:
