@@ -77,7 +77,9 @@ def check(
         found = _ladder(names, context, fail_fast)
         if golden is not None and isinstance(oracle, LiveOracle):
             write_golden(golden, oracle, opened)
-        report = _report(bundle, oracle, found)
+        report = replace(
+            _report(bundle, oracle, found), frontier=plan.frontier if plan is not None else ()
+        )
         if rungs is None and not fail_fast:
             report = _with_information(report, bundle, context)
     finally:

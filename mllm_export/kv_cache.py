@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+from mllm_export.catalog import unknown
 from mllm_export.errors import PlanError
 
 KvType = Literal["f32", "f16", "q8_0", "q4_0"]
@@ -12,6 +13,17 @@ KV_TYPES: tuple[KvType, ...] = get_args(KvType)
 
 _BLOCKS = {"f32": (1, 4), "f16": (1, 2), "q8_0": (32, 34), "q4_0": (32, 18)}
 """Values and bytes of one block. Source: ggml-common.h, block_q8_0 and block_q4_0."""
+
+
+def require_kv_type(kind: str) -> KvType:
+    """The word as a type.
+
+    Raises: PlanError, with the near names, for one that is none.
+    """
+    for known in KV_TYPES:
+        if kind == known:
+            return known
+    raise PlanError(unknown("KV cache type", kind, list(KV_TYPES)))
 
 
 def kv_bytes(kind: KvType, values: int) -> int:

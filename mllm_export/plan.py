@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mllm_export.frontier import FrontierPoint
 from mllm_export.kv_cache import KvType
 from mllm_export.records import record
 from mllm_export.spec import ModelSpec
@@ -87,6 +88,8 @@ class Plan:
     """Predicted peak on the device: weights, KV cache, tower activations."""
     build_memory_bytes: int
     """Predicted peak of the build on this machine."""
+    frontier: tuple[FrontierPoint, ...] = ()
+    """What other budgets buy, smallest first, the plan's own among them; empty without one."""
 
     def artifact(self, role: Role) -> ArtifactPlan | None:
         """The artifact with that role, if it is planned."""

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 from mllm_export.errors import CheckError
+from mllm_export.frontier import FrontierPoint
 from mllm_export.records import from_plain, record
 
 Sense = Literal["at_least", "at_most", "equals", "info"]
 Status = Literal["passed", "failed", "not_run"]
 
-SCHEMA = 2
+SCHEMA = 3
 
 RUNGS = ("pixels", "prompt", "tower", "weights", "logits", "text", "task", "device", "controls")
 """The ladder, in order. Source: the design's section on parity."""
@@ -194,7 +195,7 @@ class Report:
     """What `check` found."""
 
     schema: int = SCHEMA
-    """2 added `drift`, `latency` and paired values; reports of 1 are read too."""
+    """2 added `drift`, `latency` and paired values, 3 `frontier`; older reports are read too."""
     model: str
     family: str
     target: str
@@ -208,6 +209,8 @@ class Report:
     """Information, never a verdict."""
     device: str = ""
     """What `latency` was measured on."""
+    frontier: tuple[FrontierPoint, ...] = ()
+    """Of a build within a memory budget: what that budget and others buy."""
     tools: tuple[tuple[str, str], ...] = ()
     """Name and version of what was used."""
     notes: tuple[str, ...] = ()
@@ -234,7 +237,7 @@ def read_report(file: Path) -> Report:
     except (OSError, ValueError) as failure:
         raise CheckError(f"{file}: no report can be read from it ({failure})") from failure
     schema = data.get("schema") if isinstance(data, dict) else None
-    if schema not in (1, SCHEMA):
+    if schema not in range(1, SCHEMA + 1):
         raise CheckError(
             f"{file}: report schema {schema!r}, this version reads 1 to {SCHEMA}; "
             "install the version of mllm-export that wrote it"

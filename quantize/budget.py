@@ -7,17 +7,23 @@ Source: scipy.optimize.milp; HAWQ-V3 (arXiv:2011.10680) for the additive loss.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from mllm_export.errors import RecipeError
+from mllm_export.kv_cache import require_kv_type
 from mllm_export.quantize.recipe import Recipe, Rule
 from mllm_export.quantize.tower_recipe import TowerRule
 from mllm_export.records import record
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(B|KiB|MiB|GiB)?")
+KV_GROUP = "kv"
+"""Keys and values, whose schemes are types of the cache."""
+
+_WHY = "assigned by the memory budget"
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
@@ -38,7 +44,7 @@ class Assignment:
 
     options: tuple[Option, ...]
     fixed_bytes: int
-    """What no option changes: KV cache, activations, norms."""
+    """What no option changes: activations, norms."""
 
     @property
     def size_bytes(self) -> int:
@@ -66,37 +72,44 @@ class Curve:
 
     options: tuple[Option, ...]
     points: tuple[Point, ...]
-    """From the smallest to the least lossy; both losses fall along it."""
+    """Assignments that were measured as a whole, without what is fixed; see `pareto`."""
 
 
 def recipe_of(assignment: Assignment, name: str) -> Recipe:
-    """The assignment as rules."""
+    """The assignment as rules, of which a longer group's comes before a shorter one's."""
     schemes = {one.group: one.scheme for one in assignment.options}
-    vision = {group: schemes.pop(group) for group in tuple(schemes) if _is_vision(group)}
-    sizes: dict[str, int] = {}
-    for one in assignment.options:
-        if one.group in schemes:
-            sizes[one.scheme] = sizes.get(one.scheme, 0) + one.size_bytes
-    most = max(sizes, key=lambda scheme: sizes[scheme])
-    why = "assigned by the memory budget"
+    cache = schemes.pop(KV_GROUP, "f16")
+    ordered = sorted(schemes, key=lambda group: -group.count("."))
+    vision = [group for group in ordered if _is_vision(group)]
+    decoder = [group for group in ordered if not _is_vision(group)]
+    most = _most(assignment, decoder)
     return Recipe(
         name=name,
         description="What loses least within a memory budget, by measured sensitivity.",
-        tower_scheme=next(iter(vision.values())),
+        tower_scheme=_most(assignment, vision),
         tower=tuple(
-            TowerRule(tensors=f"{group}.*", scheme=scheme, why=why)
-            for group, scheme in vision.items()
+            TowerRule(tensors=f"{group}.*", scheme=schemes[group], why=_WHY) for group in vision
         ),
         decoder_scheme=most,
         decoder=(
-            *(Rule(tensors=f"{group}.*", scheme=scheme) for group, scheme in schemes.items()),
+            *(Rule(tensors=f"{group}.*", scheme=schemes[group]) for group in decoder),
             Rule(tensors="*", scheme=most, optional=True),
         ),
+        kv_cache=require_kv_type(cache),
     )
 
 
+def _most(assignment: Assignment, groups: Sequence[str]) -> str:
+    """The scheme that most bytes of these groups have."""
+    sizes: dict[str, int] = {}
+    for one in assignment.options:
+        if one.group in groups:
+            sizes[one.scheme] = sizes.get(one.scheme, 0) + one.size_bytes
+    return max(sizes, key=lambda scheme: sizes[scheme])
+
+
 def _is_vision(group: str) -> bool:
-    """Whether a group's tensors stand in the tower's file: an encoder, or the projector."""
+    """Whether a group's tensors stand in the tower's file: an encoder's, or the projector's."""
     return group.split(".")[0] in {"tower", "projector"}
 
 
@@ -112,12 +125,36 @@ def parse_size(text: str) -> int:
 
 
 def pareto(points: Sequence[Point]) -> tuple[Point, ...]:
-    """Those that lose less than every smaller one, as measured."""
+    """Those that lose less than every smaller one, as measured, smallest first."""
     kept: list[Point] = []
-    for one in points:
+    for one in sorted(points, key=lambda p: (p.assignment.size_bytes, p.measured_loss)):
         if not kept or one.measured_loss < kept[-1].measured_loss:
             kept.append(one)
     return tuple(kept)
+
+
+def best_within(points: Sequence[Point], fixed_bytes: int, budget_bytes: int) -> Point:
+    """Of the assignments that were measured as a whole and fit, the one that loses least.
+
+    Predictions leave out what groups do to each other, so the solver's own may not be it.
+    """
+    fitting = [one for one in points if one.assignment.size_bytes + fixed_bytes <= budget_bytes]
+    return min(fitting, key=lambda one: (one.measured_loss, one.assignment.size_bytes))
+
+
+def require_met(options: Sequence[Option], fixed_bytes: int, budget_bytes: int) -> None:
+    """Raise RecipeError for a budget that cannot be met, with the smallest that can.
+
+    Losses do not count, so this can be asked before they are measured.
+    """
+    least = smallest(options, fixed_bytes).size_bytes
+    if budget_bytes < least:
+        unit = _unit(least)
+        needed, asked = _in_units(least, unit, math.ceil), _in_units(budget_bytes, unit, math.floor)
+        raise RecipeError(
+            f"a memory budget of {asked} cannot be met: weights, KV cache and activations take "
+            f"{needed} at the least; ask for {needed} or more, or for a shorter context"
+        )
 
 
 def spend(options: Sequence[Option], fixed_bytes: int, budget_bytes: int) -> Assignment:
@@ -125,13 +162,7 @@ def spend(options: Sequence[Option], fixed_bytes: int, budget_bytes: int) -> Ass
 
     Raises: RecipeError for a budget that cannot be met, with the smallest that can.
     """
-    least = smallest(options, fixed_bytes)
-    if budget_bytes < least.size_bytes:
-        raise RecipeError(
-            f"a memory budget of {mib_up(budget_bytes)} MiB cannot be met: weights, KV cache and "
-            f"activations take {mib_up(least.size_bytes)} MiB at the least; "
-            f"ask for {mib_up(least.size_bytes)}MiB or more, or for a shorter context"
-        )
+    require_met(options, fixed_bytes, budget_bytes)
     return _solve(options, fixed_bytes, budget_bytes)
 
 
@@ -161,9 +192,12 @@ def frontier(options: Sequence[Option], fixed_bytes: int, points: int) -> tuple[
     return tuple(found)
 
 
-def mib_up(size_bytes: int) -> int:
-    """MiB, rounded up."""
-    return -(-size_bytes >> 20)
+def _unit(size_bytes: int) -> str:
+    return "MiB" if size_bytes >= 100 << 20 else "KiB"
+
+
+def _in_units(size_bytes: int, unit: str, whole: Callable[[float], int]) -> str:
+    return f"{whole(size_bytes / _UNITS[unit])}{unit}"
 
 
 def _groups(options: Sequence[Option]) -> list[str]:

@@ -5,83 +5,111 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from mllm_export.errors import RecipeError
+from mllm_export.frontier import FrontierPoint, schemes_text
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.table import Table
 
     from mllm_export.commands.calibrating import Calibration
     from mllm_export.commands.opening import Job
     from mllm_export.plan import Plan
     from mllm_export.progress import Progress
-    from mllm_export.quantize.budget import Assignment, Curve
+    from mllm_export.quantize.budget import Point
 
 
 def spend_budget(
     job: Job, budget: str, mmproj: bool, given: Calibration, progress: Progress
-) -> tuple[Job, Table]:
-    """The job planned anew within the budget, and the frontier that it was chosen from.
+) -> Job:
+    """The job planned anew within the budget; its plan has the frontier it was chosen from.
 
-    Raises: RecipeError for a budget that is no size or that cannot be met.
+    Raises: RecipeError for a budget that is no size, that cannot be met, or a tower that is
+    not ONNX.
     """
-    from mllm_export.device_tests.curve import curve_stage
+    from mllm_export.device_tests.curve import Budget, curve_stage
+    from mllm_export.export.budget_options import budget_options, fixed_bytes
     from mllm_export.export.child import run_in_child
     from mllm_export.export.family import cover
     from mllm_export.export.make_plan import make_plan
-    from mllm_export.quantize.budget import parse_size, recipe_of, spend
+    from mllm_export.quantize.budget import (
+        best_within,
+        pareto,
+        parse_size,
+        recipe_of,
+        require_met,
+    )
 
     size_bytes = parse_size(budget)
+    _require_onnx(job.plan)
+    fixed, context = fixed_bytes(job.plan), job.plan.context_tokens
+    require_met(budget_options(job.plan.spec, context), fixed, size_bytes)
     source = (job.checkpoint.path, job.checkpoint.asked)
+    asked = Budget(size_bytes=size_bytes, fixed_bytes=fixed, context_tokens=context)
     preset = job.target.vision_preset
     curve = run_in_child(
-        "sensitivity", curve_stage, source, job.reading, preset, given.questions, progress=progress
+        "sensitivity",
+        curve_stage,
+        source,
+        job.reading,
+        preset,
+        given.questions,
+        asked,
+        progress=progress,
     )
-    fixed = fixed_bytes(job.plan)
-    chosen = spend(curve.options, fixed, size_bytes)
-    dropped = cover(job.checkpoint, job.reading)
-    recipe = recipe_of(chosen, f"budget-{budget}")
+    chosen = best_within(curve.points, fixed, size_bytes)
     plan = make_plan(
         job.reading,
         job.target,
-        recipe,
-        dropped=dropped,
+        recipe_of(chosen.assignment, f"budget-{budget}"),
+        dropped=cover(job.checkpoint, job.reading),
         mmproj=mmproj,
         importance=given.importance,
     )
-    return replace(job, plan=plan), frontier_table(curve, fixed, chosen)
+    points = frontier_points(pareto(curve.points), fixed, chosen)
+    return replace(job, plan=replace(plan, frontier=points))
 
 
-def fixed_bytes(plan: Plan) -> int:
-    """What stays whatever is chosen: KV cache, activations, and tensors that are no products."""
-    from mllm_export.export.tower_plan import tower_tensors
-    from mllm_export.quantize.tower_scheme import ENDINGS
-
-    products = {
-        tensor.name + ending
-        for tensor in tower_tensors(plan.spec.vision)
-        if tensor.is_product
-        for ending in ("", *ENDINGS)
-    }
-    tower, decoder = plan.artifact("tower"), plan.artifact("decoder")
-    spent = sum(row.size_bytes for row in (tower.tensors if tower else ()) if row.name in products)
-    rows = decoder.tensors if decoder else ()
-    spent += sum(row.size_bytes for row in rows if len(row.shape) > 1)
-    return plan.device_memory_bytes - spent
+def _require_onnx(plan: Plan) -> None:
+    tower = plan.artifact("tower")
+    if tower is None or tower.format != "onnx":
+        what = "no tower" if tower is None else f"a tower in the format {tower.format}"
+        raise RecipeError(
+            f"target {plan.target} has {what}, whose schemes cannot be measured here; "
+            "leave --memory-budget out and choose a recipe"
+        )
 
 
-def frontier_table(curve: Curve, fixed: int, chosen: Assignment) -> Table:
+def frontier_points(
+    points: Sequence[Point], fixed: int, chosen: Point
+) -> tuple[FrontierPoint, ...]:
+    """For the plan: sizes with what is fixed, and a mark at the chosen one."""
+    return tuple(
+        FrontierPoint(
+            size_bytes=one.assignment.size_bytes + fixed,
+            predicted_kl=one.assignment.predicted_loss,
+            measured_kl=one.measured_loss,
+            schemes=tuple((o.group, o.scheme) for o in one.assignment.options),
+            chosen=one == chosen,
+        )
+        for one in points
+    )
+
+
+def frontier_table(points: Sequence[FrontierPoint]) -> Table:
     """Size against loss, predicted and measured, and the schemes of every point."""
     from rich.table import Table
 
     table = Table(title="What a memory budget buys: mean KL divergence from the original, nats")
-    for header in ("MiB", "predicted", "measured", "schemes"):
+    for header in ("memory", "predicted", "measured", "schemes"):
         table.add_column(header)
-    for point in curve.points:
-        one = point.assignment
-        row = (f"{(one.size_bytes + fixed) / 2**20:.1f}", f"{one.predicted_loss:.2e}")
-        table.add_row(*row, f"{point.measured_loss:.2e}", _schemes(one))
-    size = f"{chosen.size_bytes / 2**20:.1f}"
-    table.add_row(size, f"{chosen.predicted_loss:.2e}", "chosen", _schemes(chosen))
+    for one in points:
+        mark = ", chosen" if one.chosen else ""
+        table.add_row(
+            f"{one.size_bytes / 2**20:.2f} MiB{mark}",
+            f"{one.predicted_kl:.2e}",
+            f"{one.measured_kl:.2e}",
+            schemes_text(one),
+        )
     return table
-
-
-def _schemes(assignment: Assignment) -> str:
-    return " ".join(f"{one.group}={one.scheme}" for one in assignment.options)

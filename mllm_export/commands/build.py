@@ -127,12 +127,12 @@ def build_bundle(
 
 def _within(job: Job, memory_budget: str, mmproj: bool, given: Calibration) -> Job:
     """The job with what loses least in that memory."""
-    from mllm_export.commands.budgeting import spend_budget
+    from mllm_export.commands.budgeting import frontier_table, spend_budget
     from mllm_export.terminal import ProgressBars, stderr
 
     with ProgressBars() as progress:
-        spent, table = spend_budget(job, memory_budget, mmproj, given, progress)
-    stderr().print(table)
+        spent = spend_budget(job, memory_budget, mmproj, given, progress)
+    stderr().print(frontier_table(spent.plan.frontier))
     return spent
 
 

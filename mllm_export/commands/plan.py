@@ -37,7 +37,7 @@ def plan(
 ) -> None:
     """Show what a build would write, with predicted sizes and memory."""
     from mllm_export.commands.alone import open_alone, plan_alone, refuse_options
-    from mllm_export.commands.budgeting import spend_budget
+    from mllm_export.commands.budgeting import frontier_table, spend_budget
     from mllm_export.commands.calibrating import Calibration
     from mllm_export.commands.opening import plan_job
     from mllm_export.records import to_json
@@ -55,16 +55,15 @@ def plan(
     given = Calibration(questions=calibration, imatrix=imatrix)
     job = plan_job(checkpoint, target, recipe, vision_tower, mmproj, given.importance)
     given.require(job.plan)
-    table = None
     if memory_budget is not None:
         with ProgressBars() as progress:
-            job, table = spend_budget(job, memory_budget, mmproj, given, progress)
+            job = spend_budget(job, memory_budget, mmproj, given, progress)
     if as_json:
         typer.echo(to_json(job.plan), nl=False)
         return
     console = stdout()
-    if table is not None:
-        console.print(table)
+    if job.plan.frontier:
+        console.print(frontier_table(job.plan.frontier))
     for artifact in job.plan.artifacts:
         console.print(artifact_table(artifact))
     for line in summary(job.plan):

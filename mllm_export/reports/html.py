@@ -9,6 +9,7 @@ from mllm_export.report import Measurement, Report
 from mllm_export.reports._charts import size_bars
 from mllm_export.reports._details import example_section, tensor_section
 from mllm_export.reports._drift import drift_section, latency_section
+from mllm_export.reports._frontier import frontier_section
 from mllm_export.reports._ladder import ladder_section, ladder_strip
 from mllm_export.reports._markup import NOTHING, Markup, element, group
 from mllm_export.reports.figures import (
@@ -43,6 +44,7 @@ def to_html(report: Report) -> str:
         drift_section(report),
         example_section(report),
         _sizes(report),
+        frontier_section(report),
         latency_section(report),
         _origin(report),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from mllm_export.frontier import schemes_text
 from mllm_export.report import Example, Measurement, Report, Rung
 from mllm_export.reports.figures import (
     WORDS,
@@ -50,6 +51,7 @@ def to_markdown(report: Report) -> str:
         if rung.status == "failed":
             lines.extend(_failure(rung))
     lines.extend(_sizes(report))
+    lines.extend(_frontier(report))
     lines.extend(_latency(report))
     if report.notes:
         lines += ["", *(f"- {escaped(note)}" for note in report.notes)]
@@ -119,6 +121,18 @@ def _sizes(report: Report) -> Iterator[str]:
         yield f"| {len(rest)} smaller | {total} |"
     total = size_text(sum(size.size_bytes for size in ordered))
     yield f"| **together** | **{total}** |"
+
+
+def _frontier(report: Report) -> Iterator[str]:
+    if not report.frontier:
+        return
+    yield from ("", "| memory | predicted KL, nats | measured KL, nats | schemes |")
+    yield "| ---: | ---: | ---: | --- |"
+    for one in report.frontier:
+        mark = "**" if one.chosen else ""
+        size, schemes = size_text(one.size_bytes), escaped(schemes_text(one))
+        values = f"{one.predicted_kl:.2e} | {one.measured_kl:.2e}"
+        yield f"| {mark}{size}{mark} | {values} | {schemes}{', chosen' if one.chosen else ''} |"
 
 
 def _latency(report: Report) -> Iterator[str]:

@@ -13,6 +13,7 @@ from mllm_export.quantize.budget import (
     Assignment,
     Option,
     Point,
+    best_within,
     frontier,
     pareto,
     parse_size,
@@ -65,8 +66,11 @@ def test_no_assignment_within_the_budget_loses_less(data):
 
 
 def test_a_budget_that_cannot_be_met_says_the_smallest_that_can():
-    with pytest.raises(RecipeError, match=r"30 MiB cannot be met.* take 35 MiB at the least"):
+    text = r"30720KiB cannot be met.* take 35840KiB at the least; ask for 35840KiB or more"
+    with pytest.raises(RecipeError, match=text):
         spend(OPTIONS, 10 * MIB, 30 * MIB)
+    with pytest.raises(RecipeError, match=r"of 899MiB cannot be met.* take 900MiB at the least"):
+        spend(OPTIONS, 875 * MIB, 900 * MIB - 1)
     assert spend(OPTIONS, 10 * MIB, 35 * MIB).size_bytes == 35 * MIB
 
 
@@ -82,12 +86,18 @@ def test_the_frontier_is_monotone_and_ends_at_the_least_loss():
 
 def test_an_assignment_becomes_rules_that_give_each_group_its_scheme():
     assignment = spend(OPTIONS, 0, 100 * MIB)
-    with_projector = Assignment(
-        options=(*assignment.options, option("projector", "w4g32", 1, 0.0)), fixed_bytes=0
+    more = (
+        option("tower.layers.1", "w8a8-static", 50, 0.0),
+        option("projector", "w4g32", 1, 0.0),
+        option("kv", "q8_0", 1, 0.0),
     )
-    made = recipe_of(with_projector, "budget-100MiB")
+    made = recipe_of(Assignment(options=(*assignment.options, *more), fixed_bytes=0), "budget")
     rules = [(rule.tensors, rule.scheme) for rule in made.tower]
-    assert rules == [("tower.*", "f32"), ("projector.*", "w4g32")]
+    # A layer before the rest of its tower, which would take it.
+    assert rules == [
+        ("tower.layers.1.*", "w8a8-static"), ("tower.*", "f32"), ("projector.*", "w4g32"),
+    ]  # fmt: skip
+    assert (made.tower_scheme, made.kv_cache) == ("w8a8-static", "q8_0")
     tensors = [
         Storable(shape=(512, 256), names=("head.weight",)),
         Storable(shape=(256, 256), names=("blk.0.attn_q.weight",)),
@@ -115,4 +125,7 @@ def test_a_point_that_loses_no_less_than_a_smaller_one_is_no_frontier():
         Point(assignment=one, measured_loss=loss)
         for one, loss in zip(ends, (0.5, 0.6, 0.1), strict=True)
     ]
-    assert [one.measured_loss for one in pareto(points)] == [0.5, 0.1]
+    assert [one.measured_loss for one in pareto(reversed(points))] == [0.5, 0.1]
+    room = ends[1].size_bytes + 10 * MIB
+    assert best_within(points, 10 * MIB, room).measured_loss == 0.5
+    assert best_within(points, 10 * MIB, room + 80 * MIB).measured_loss == 0.1

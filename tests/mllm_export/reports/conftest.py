@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from PIL import Image
 
+from mllm_export.frontier import FrontierPoint
 from mllm_export.report import (
     ArtifactSize,
     Example,
@@ -61,6 +62,16 @@ def filled(text: str, image: str = PNG) -> Report:
         sizes=(ArtifactSize(path=text, size_bytes=2048),),
         tools=((text, text),),
         notes=(text,),
+        frontier=tuple(
+            FrontierPoint(
+                size_bytes=size,
+                predicted_kl=kl,
+                measured_kl=kl / 2,
+                schemes=((text, text),),
+                chosen=size == 2048,
+            )
+            for size, kl in ((1024, 0.1), (2048, 0.01), (4096, 0.0))
+        ),
     )
 
 

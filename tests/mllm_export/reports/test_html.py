@@ -244,3 +244,19 @@ def test_many_files_are_folded_and_none_is_lost(passing: Report) -> None:
     section = text_of(parsed(replace(passing, sizes=sizes)))
     assert "20 smaller files, 190 B together" in section
     assert all(f"f{at}" in section for at in range(30))
+
+
+def test_a_budgets_frontier_is_drawn_with_a_dot_for_each_figure(
+    filled_report: Callable[..., Report], passing: Report
+) -> None:
+    page = to_html(filled_report("Q4_K"))
+    section = page[page.index("What a memory budget buys") :]
+    section = section[: section.index("</section>")]
+    assert section.count("<circle") == 6
+    assert section.count('r="6"') == 2  # the chosen one, predicted and measured
+    heights = [float(y) for y in re.findall(r'cy="([\d.]+)"', section)]
+    assert heights[:3] == sorted(heights[:3])  # down the page: predicted losses fall
+    assert heights[3] > heights[0]  # measured is half of predicted
+    assert section.count("<tr>") == 4
+    assert "2.0 KiB, chosen" in section
+    assert "What a memory budget buys" not in to_html(passing)
