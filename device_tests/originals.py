@@ -28,6 +28,10 @@ class Original:
     """Published row at each stored row, where their order differs."""
     transposed: bool = False
     """A linear map's [out, in] stored as [in, out]."""
+    made: Callable[[Floats], Floats] | None = None
+    """What is stored in place of the published values, where that is something else."""
+    unmade: Callable[[Floats], Floats] | None = None
+    """The way back."""
 
     def values(self, start: int, stop: int) -> Floats:
         """Stored rows start..stop, in float32. Shapes: f32[stop - start, ...]."""
@@ -35,7 +39,8 @@ class Original:
         if self.transposed:
             view = view.reshape(view.shape[:2]).T
         taken = view[start:stop] if self.rows is None else view[self.rows[start:stop]]
-        return np.array(taken, np.float32).reshape(stop - start, *self.shape[1:])
+        values = np.array(taken, np.float32).reshape(stop - start, *self.shape[1:])
+        return values if self.made is None else self.made(values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -121,19 +121,21 @@ def as_published(stored: Mapping[str, Stored], originals: Mapping[str, Original]
                 whole = stored[name].values(0, stored[name].shape[0])
                 values[...] = whole.T.reshape(values.shape)
             else:
-                _put_rows(values, stored[name], originals[name].rows)
+                _put_rows(values, stored[name], originals[name])
         return values
 
     return read
 
 
-def _put_rows(values: npt.NDArray[Any], stored: Stored, rows: npt.NDArray[np.int64] | None) -> None:
-    count = stored.shape[0]
+def _put_rows(values: npt.NDArray[Any], stored: Stored, original: Original) -> None:
+    count, rows = stored.shape[0], original.rows
     # A piece at a time: dequantizing holds several copies of what it is given.
     for start in range(0, count, _PIECE_ROWS):
         stop = min(count, start + _PIECE_ROWS)
         places = slice(start, stop) if rows is None else rows[start:stop]
-        values[places] = stored.values(start, stop)
+        made = stored.values(start, stop)
+        made = made if original.unmade is None else original.unmade(made)
+        values[places] = made.reshape(stop - start, *values.shape[1:])
 
 
 def elements(shape: tuple[int, ...]) -> int:

@@ -45,6 +45,14 @@ class Reading:
 
 
 @record
+class TinyFolder:
+    """A folder of a small checkpoint beside the model's own."""
+
+    companion: Companion
+    config: dict[str, object]
+
+
+@record
 class TinyModel:
     """A small checkpoint of true structure: what its config.json files hold."""
 
@@ -56,6 +64,16 @@ class TinyModel:
     preprocessor: dict[str, object]
     tokenizer: str = "sentencepiece"
     """A file in export/tokenizers."""
+    tokenizer_class: str = ""
+    """The published class, where a kind of tokenizer has several."""
+    folders: tuple[TinyFolder, ...] = ()
+    """Beside the checkpoint's own; the tokenizer is in the one without weights, if there is one."""
+    file: str = ""
+    """Where all of the checkpoint's own tensors stand; empty: in transformers' files."""
+    nesting: int = 0
+    """How many parts of a tensor's name are state dicts of their own there."""
+    copies: tuple[tuple[str, str], ...] = ()
+    """Tensors that are stored a second time: the name, and the name of what it repeats."""
 
 
 class Family(Protocol):

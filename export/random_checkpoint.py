@@ -20,6 +20,7 @@ from mllm_export.checkpoint import TOWER_PREFIX, Checkpoint
 from mllm_export.config import Config
 from mllm_export.export.family import TinyModel, read_spec
 from mllm_export.export.parts import ENCODERS, TOKENIZERS
+from mllm_export.export.vision_parts import encoder_prefix
 from mllm_export.weights import Shape
 
 Format = Literal["bin", "safetensors"]
@@ -36,26 +37,47 @@ def write_random_checkpoint(
     shards: int = 1,
     dtype: str = "bfloat16",
 ) -> Path:
-    """Write `folder` (the checkpoint) and, beside it, the vision tower's folder.
+    """Write `folder` (the checkpoint) and, beside it, the folders of its parts.
 
     Returns the checkpoint's folder. The same arguments give the same tensors.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tower = folder.parent / model.tower_name if model.tower_name else folder
-    tower.mkdir(exist_ok=True)
-    _write_json(tower / "config.json", model.tower_config)
-    _write_json(tower / "preprocessor_config.json", model.preprocessor)
-    _write_json(folder / "config.json", model.config)
-    TOKENIZERS[model.tokenizer].write_random(folder, _rows(model.config))
+    parts = _write_configs(folder, model)
     shapes = published_shapes(folder)
-    inside = {n: s for n, s in shapes.items() if not n.startswith(TOWER_PREFIX)}
-    _write_weights(folder, inside, seed, weights, shards, dtype)
-    of_tower = {
-        n.removeprefix(TOWER_PREFIX): s for n, s in shapes.items() if n.startswith(TOWER_PREFIX)
-    }
-    if of_tower:
-        _write_weights(tower, of_tower, seed + 1, weights, 1, "float32")
+    for number, (prefix, part) in enumerate(parts.items(), 1):
+        own = {n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)}
+        if own:
+            _write_weights(part, own, seed + number, weights, 1, "float32")
+    inside = {n: s for n, s in shapes.items() if not n.startswith(tuple(parts))}
+    if model.file:
+        _write_nested(folder / model.file, model, inside, seed, dtype)
+    else:
+        _write_weights(folder, inside, seed, weights, shards, dtype)
     return folder
+
+
+def _write_configs(folder: Path, model: TinyModel) -> dict[str, Path]:
+    """Every folder with all but its weights; returns those of parts by their tensors' prefix."""
+    parts: dict[str, Path] = {}
+    if model.tower_config:
+        parts[TOWER_PREFIX] = folder.parent / model.tower_name if model.tower_name else folder
+        parts[TOWER_PREFIX].mkdir(exist_ok=True)
+        _write_json(parts[TOWER_PREFIX] / "config.json", model.tower_config)
+    if model.preprocessor:
+        place = parts.get(TOWER_PREFIX, folder)
+        _write_json(place / "preprocessor_config.json", model.preprocessor)
+    _write_json(folder / "config.json", model.config)
+    tokenizer, rows = folder, model.config
+    for one in model.folders:
+        own = folder.parent / one.companion.published
+        own.mkdir(exist_ok=True)
+        _write_json(own / "config.json", one.config)
+        if one.companion.has_weights:
+            parts[one.companion.prefix] = own
+        else:
+            tokenizer, rows = own, one.config
+    TOKENIZERS[model.tokenizer].write_random(tokenizer, _rows(rows), model.tokenizer_class)
+    return parts
 
 
 def _rows(config: Mapping[str, object]) -> int:
@@ -70,15 +92,17 @@ def published_shapes(folder: Path) -> dict[str, Shape]:
     """Every tensor the authors' code would have written, used by the export or not."""
     reading = read_spec(Checkpoint(folder))
     shapes = {take.source: take.shape for take in reading.weights.takes}
-    encoder = reading.spec.encoders[0]
     tower = reading.weights.part("tower")
-    name, source = next(iter(tower.items()))
-    prefix = source.removesuffix(name)
-    whole = ENCODERS[encoder.kind].parameters(replace(encoder, select_layer=-1))
-    shapes.update({prefix + n: tuple(s) for n, s in whole.items()})
-    norm = "vision_model.post_layernorm"
-    if any(drop.pattern == f"{norm}.*" for drop in ENCODERS[encoder.kind].drops(encoder)):
-        shapes.update({f"{prefix}{norm}.{part}": (encoder.width,) for part in ("weight", "bias")})
+    for encoder in reading.spec.encoders:
+        own = encoder_prefix(encoder)
+        name, source = next((n, s) for n, s in tower.items() if n.startswith(own))
+        prefix = source.removesuffix(name.removeprefix(own))
+        whole = ENCODERS[encoder.kind].parameters(replace(encoder, select_layer=-1))
+        shapes.update({prefix + n: tuple(s) for n, s in whole.items()})
+        dropped = {drop.pattern for drop in ENCODERS[encoder.kind].drops(encoder)}
+        for norm in ("vision_model.post_layernorm", "norm"):
+            if f"{norm}.*" in dropped:
+                shapes |= {f"{prefix}{norm}.{end}": (encoder.width,) for end in ("weight", "bias")}
     return shapes
 
 
@@ -141,6 +165,25 @@ def _write_weights(
     _write_json(folder / _INDEX[weights], {"metadata": {}, "weight_map": weight_map})
 
 
+def _write_nested(
+    path: Path, model: TinyModel, shapes: Mapping[str, Shape], seed: int, dtype: str
+) -> None:
+    """One file of state dicts within each other, as Prismatic's trainer writes it."""
+    import torch
+
+    tensors = dict(_tensors(shapes, sorted(shapes), seed, dtype))
+    tensors |= {name: tensors[repeated] for name, repeated in model.copies}
+    whole: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        *outer, own = name.split(".", model.nesting)
+        inner = whole
+        for part in outer:
+            inner = inner.setdefault(part, {})
+        inner[own] = tensor
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(whole, path)
+
+
 def _write_shard(
     path: Path, shapes: Mapping[str, Shape], names: list[str], seed: int, dtype: str
 ) -> None:
@@ -162,7 +205,9 @@ def _tensors(
 
     for name in names:
         values = torch.from_numpy(random_tensor(name, shapes[name], seed))
-        yield name, values.to(getattr(torch, dtype))
+        # Mamba's authors keep the recurrence in float32.
+        kept = "mixer." in name and name.endswith((".A_log", ".D"))
+        yield name, values if kept else values.to(getattr(torch, dtype))
 
 
 def _write_json(path: Path, data: Mapping[str, object]) -> None:

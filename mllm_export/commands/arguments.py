@@ -21,12 +21,13 @@ RecipeOption = Annotated[
     typer.Option("--recipe", metavar="R", help="How to quantize; the target's own by default."),
 ]
 TowerOption = Annotated[
-    Optional[str],  # noqa: UP045
+    Optional[list[str]],  # noqa: UP045
     typer.Option(
         "--vision-tower",
-        metavar="DIR",
-        help="Folder of the vision tower, or 'inside' for the copy in the checkpoint. "
-        "By default where config.json says, or beside the checkpoint.",
+        metavar="[NAME=]DIR",
+        help="Folder of the vision tower, or 'inside' for the copy in the checkpoint; NAME=DIR, "
+        "more than once, for a model of several. By default where config.json says, or beside "
+        "the checkpoint.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]

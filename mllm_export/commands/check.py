@@ -85,7 +85,7 @@ def check(
 
 
 def _check_here(
-    bundle: Bundle, against: str | None, vision_tower: str | None, evaluation: Path | None
+    bundle: Bundle, against: str | None, vision_tower: TowerOption, evaluation: Path | None
 ) -> Report:
     from mllm_export.commands.checking import check_in_child
     from mllm_export.commands.opening import REFERENCE, open_checkpoint, reference_evaluation
