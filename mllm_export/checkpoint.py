@@ -219,18 +219,14 @@ class Checkpoint:
             return (named[companion.name],)
         return (self.path.resolve().parent / companion.published, self.path / companion.published)
 
-    def has_companion(self, companion: Companion) -> bool:
-        """Whether its folder is there."""
-        return any((place / "config.json").is_file() for place in self.companion_places(companion))
-
     def companion(self, companion: Companion) -> Folder:
         """A companion's folder; an error that says where it was looked for."""
         if companion not in self._companions:
             places = self.companion_places(companion)
-            there = [place for place in places if (place / "config.json").is_file()]
+            there = [place for place in places if _holds(place, companion)]
             if not there:
                 raise CheckpointError(
-                    f"'{companion.published}' was not found; looked for its config.json in: "
+                    f"'{companion.published}' was not found; looked in: "
                     f"{', '.join(str(place) for place in places)}; put the published folder there "
                     f"or name it with --vision-tower {companion.name}=DIR"
                 )
@@ -282,6 +278,12 @@ class Checkpoint:
             for folder, with_weights in folders
             for path in _source_paths(folder, with_weights)
         )
+
+
+def _holds(place: Path, companion: Companion) -> bool:
+    # open_clip's folders of weights have no config.json.
+    weights = companion.has_weights and Folder(place).has_weights
+    return weights or (place / "config.json").is_file()
 
 
 def _companion(text: str) -> Companion:
