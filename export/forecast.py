@@ -16,9 +16,12 @@ in its hands; measured on Linux x86-64."""
 
 
 def kv_cache_bytes(decoder: DecoderSpec, context_tokens: int, kind: KvType = "f16") -> int:
-    """Keys and values of every layer over the whole context, or what recurrent layers carry."""
+    """Keys and values of every layer over the whole context, or what recurrent layers carry.
+
+    The runtime keeps a copy of what they carried behind the images.
+    """
     if decoder.state is not None:
-        return decoder.layers * decoder.state.values * _FLOAT_BYTES
+        return 2 * decoder.layers * decoder.state.values * _FLOAT_BYTES
     row = kv_bytes(kind, decoder.kv_heads * decoder.head_dim)
     return 2 * decoder.layers * context_tokens * row
 

@@ -83,11 +83,14 @@ def summary(plan: Plan) -> tuple[str, ...]:
         "calibration": ", weighed on calibration",
         "file": ", weighed by --imatrix",
     }
+    has_state = plan.spec.decoder.state is not None
+    carried = "recurrent state" if has_state else "KV cache"
+    kept = "f32" if has_state else plan.kv_type
     return (
         f"Artifacts: {sizes}",
         f"Decoder: {methods}{matrix[plan.decoder_importance]}",
         f"On the device: {mib(plan.device_memory_bytes)} at {plan.context_tokens} tokens of "
-        f"context, KV cache {mib(plan.kv_cache_bytes)} of it ({plan.kv_type})",
+        f"context, {carried} {mib(plan.kv_cache_bytes)} of it ({kept})",
     )
 
 

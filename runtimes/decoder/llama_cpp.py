@@ -21,6 +21,7 @@ from mllm_export.runtimes.decoder._handles import (
     open_context,
     open_model,
 )
+from mllm_export.runtimes.decoder._states import states_of
 from mllm_export.runtimes.engines import Floats, Segment
 from mllm_export.runtimes.prompt import count_positions
 from mllm_export.spec import ModelSpec
@@ -50,6 +51,7 @@ class LlamaCppDecoder:
         except BaseException:
             llama_cpp.llama_model_free(model)
             raise
+        self._states = states_of(model, self._context)
         self._free = weakref.finalize(self, free, self._context, model)
 
     def close(self) -> None:
@@ -115,7 +117,7 @@ class LlamaCppDecoder:
         """Start a new sequence: f32[positions, V] with `all_logits`, else f32[1, V] of the last.
 
         Batches at the start that equal those of the sequence before stay in the KV cache,
-        unless their logits are asked for.
+        unless their logits are asked for; of a decoder without one, those up to the images' end.
 
         Raises: see `check`; EngineError when llama.cpp fails or gives NaN.
         """
@@ -124,6 +126,8 @@ class LlamaCppDecoder:
         chunks = list(cut(segments, BATCH_ROWS))
         kept = 0 if all_logits else self._common(chunks)
         self.reused_positions = self._rewind(kept)
+        if not self._kept and not all_logits:
+            self._restore(chunks)
         logits = np.empty(
             (count_positions(segments) if all_logits else 1, self._vocab_size), np.float32
         )
@@ -134,6 +138,7 @@ class LlamaCppDecoder:
             else:
                 self._decode(chunk, logits if number == len(chunks) - 1 else logits[:0])
             self._kept.append(chunk)
+            self._states.save(self._kept, chunks[number + 1 :])
         return logits
 
     def extend(self, token_id: int) -> Floats:
@@ -155,6 +160,7 @@ class LlamaCppDecoder:
         """Drop the sequence, so that nothing of it is used again."""
         self._require_open()
         self._rewind(0)
+        self._states.drop()
 
     def _require_open(self) -> None:
         if not self._free.alive:
@@ -186,6 +192,11 @@ class LlamaCppDecoder:
         del self._kept[chunks:]
         self.positions = positions
         return positions
+
+    def _restore(self, chunks: Sequence[Chunk]) -> None:
+        """Go on from a state that was saved, where these chunks begin with what led to it."""
+        self._kept = self._states.restore(chunks)
+        self.positions = self.reused_positions = sum(chunk.rows for chunk in self._kept)
 
     def _decode(self, chunk: Chunk, logits: Floats) -> None:
         """Run one batch; `logits` f32[rows, V] receives those of its last rows."""

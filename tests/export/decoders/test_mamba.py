@@ -54,7 +54,7 @@ def test_every_stored_name_is_a_parameter_or_dropped(tmp_path):
 
 def test_the_state_does_not_grow_with_the_context():
     spec = MAMBA.tiny()
-    assert kv_cache_bytes(spec, 64) == kv_cache_bytes(spec, 4096) == 2 * 512 * (3 + 16) * 4
+    assert kv_cache_bytes(spec, 64) == kv_cache_bytes(spec, 4096) == 2 * (2 * 512 * (3 + 16) * 4)
 
 
 @pytest.mark.parametrize(("recipe", "most"), [("int4", "Q4_0"), ("q4_k_m", "Q4_K")])
