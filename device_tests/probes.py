@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mllm_export.device_tests.diagnosis.graph import TowerGraph
-from mllm_export.device_tests.diagnosis.walked import Walked
+from mllm_export.device_tests.diagnosis.walked import Walked, makers
 from mllm_export.device_tests.reference import Floats
 from mllm_export.errors import CheckError
 from mllm_export.records import record
@@ -97,9 +97,10 @@ def _prefix(name: str) -> str:
 def _named(
     original: Mapping[str, float], largest: Mapping[str, float], bad: Mapping[str, int]
 ) -> Iterator[LayerRange]:
-    before = "embeddings"
-    for name, theirs in original.items():
+    for name, maker in makers(list(original)).items():
         yield LayerRange(
-            name=before, original=theirs, export=largest.get(name), bad=bad.get(name, 0)
+            name=maker,
+            original=original[name],
+            export=largest.get(name),
+            bad=bad.get(name, 0),
         )
-        before = name.rstrip(".")

@@ -102,6 +102,12 @@ class _Search:
         self._limits = limits_of(bundle, stored_tower, tensors, self._oracle.trained)
         self._bundle, self._subject, self._progress = bundle, subject, progress
         own = bundle.manifest.kv_type
+        self._has_cache = bundle.manifest.model.decoder.state is None
+        if kv and not self._has_cache:
+            raise CheckError(
+                f"--kv {kv}: this decoder has no KV cache; what it carries from token to token is "
+                "kept in float32 always"
+            )
         self._kv = kv or own
         self._simulated = self._kv != own
         walked = Walked(reference)
@@ -180,7 +186,7 @@ class _Search:
             equal.add("preprocessing")
         if all(case.ids == case.own_ids for case in self._cases):
             equal.add("prompt")
-        if self._kv == "f32":
+        if self._kv == "f32" or not self._has_cache:
             equal.add("kv")
         return frozenset(equal)
 

@@ -59,7 +59,8 @@ class TowerGraph:
     def entry(self, prefixes: Sequence[str]) -> str:
         """The value from which everything with weights under `prefixes` starts; "" if several.
 
-        A layer with a residual reads its input twice, and it is one value all the same.
+        A layer with a residual reads its input twice, and it is one value all the same. What
+        comes from other inputs of the graph alone is another encoder's, joined further on.
         """
         own = self._behind(lambda name: name.startswith(tuple(prefixes)))
         seams: dict[str, None] = {}
@@ -68,7 +69,18 @@ class TowerGraph:
                 for name in node.input:
                     if name in self._fed and name not in own:
                         seams[self._unwrapped(name)] = None
-        return next(iter(seams)) if len(seams) == 1 else ""
+        first = next(iter(seams), "")
+        source = self._sources(first)
+        others = (self._sources(one) for one in seams if one != first)
+        return first if all(source.isdisjoint(one) for one in others) else ""
+
+    def _sources(self, name: str) -> set[str]:
+        """Inputs of the graph that a value depends on."""
+        return {one for one, made in self._fed_by.items() if name == one or name in made}
+
+    @cached_property
+    def _fed_by(self) -> dict[str, set[str]]:
+        return {one: self._behind(one.__eq__) for one in self._inputs}
 
     def _unwrapped(self, name: str) -> str:
         node = self._makers.get(name)

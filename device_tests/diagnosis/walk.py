@@ -15,7 +15,7 @@ from mllm_export.device_tests.diagnosis.mixture import (
     part_of,
 )
 from mllm_export.device_tests.diagnosis.tensors import TensorLoss, told, wrong
-from mllm_export.device_tests.diagnosis.walked import Walked
+from mllm_export.device_tests.diagnosis.walked import Walked, makers
 from mllm_export.device_tests.distributions import cosines, relative_error
 from mllm_export.device_tests.originals import Original
 from mllm_export.device_tests.pictures import Picture
@@ -69,12 +69,10 @@ def _drifts(
 ) -> list[LayerDrift]:
     """A state that enters a layer is what the layer before it made."""
     found: list[LayerDrift] = []
-    before = _FIRST
-    for prefix in order:
+    for prefix, maker in makers(order).items():
         pairs = [(a[prefix], b[prefix]) for a, b in sides if prefix in a and prefix in b]
         if pairs:
-            found.append(_drift(part, before, pairs))
-        before = prefix.rstrip(".")
+            found.append(_drift(part, maker, pairs))
     return found
 
 

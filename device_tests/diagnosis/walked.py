@@ -83,8 +83,8 @@ class Walked:
 
     @cached_property
     def tower_layers(self) -> tuple[str, ...]:
-        """Published prefixes of the tower's layers that run, in order, as its graph names them."""
-        return _longest_row({prefix for name in self._tower for prefix in _prefixes(name)})
+        """Published prefixes of the towers' layers that run, in order, as the graph names them."""
+        return _longest_rows({prefix for name in self._tower for prefix in _prefixes(name)})
 
     def tower_states(self, pixels: Floats) -> dict[str, Floats]:
         """What enters each layer of the tower. Shapes: f32[1, 3, S, S] -> f32[1, tokens, width]."""
@@ -134,6 +134,26 @@ class Walked:
             return run()
 
 
+def makers(order: Sequence[str]) -> dict[str, str]:
+    """What made the state that enters each: the layer before it, or what stands before the first.
+
+    Of several encoders each has its own beginning, and all of them make what is joined.
+    """
+    rows = [found[1] or "" for one in order if (found := _NUMBERED.match(one))]
+    several = len(set(rows)) > 1
+    made: dict[str, str] = {}
+    before, row = "", ""
+    for one in order:
+        found = _NUMBERED.match(one)
+        if found and (not made or (found[1] or "") != row):
+            row = found[1] or ""
+            made[one] = f"{row.partition('.')[0]}.embeddings" if several else "embeddings"
+        else:
+            made[one] = "fusion" if several and not found else before or "embeddings"
+        before = one.rstrip(".")
+    return made
+
+
 def _prefixes(name: str) -> list[str]:
     parts = name.split(".")
     return [".".join(parts[: at + 1]) + "." for at, part in enumerate(parts) if part.isdigit()]
@@ -141,10 +161,23 @@ def _prefixes(name: str) -> list[str]:
 
 def _longest_row(prefixes: set[str]) -> tuple[str, ...]:
     """Of the numbered rows of modules the one with most members, in the order of its numbers."""
+    longest = max(_rows(prefixes).values(), key=len, default=[])
+    return tuple(prefix for _, prefix in sorted(longest))
+
+
+def _longest_rows(prefixes: set[str]) -> tuple[str, ...]:
+    """The longest row, and those that are called like it but for an encoder's name in front."""
+    rows = _rows(prefixes)
+    longest = max(rows, key=lambda one: len(rows[one]), default="")
+    _, _, inside = longest.partition(".")
+    alike = [one for one in rows if one == longest or (inside and one.partition(".")[2] == inside)]
+    return tuple(prefix for one in sorted(alike) for _, prefix in sorted(rows[one]))
+
+
+def _rows(prefixes: set[str]) -> dict[str, list[tuple[int, str]]]:
     rows: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for prefix in prefixes:
         found = _NUMBERED.match(prefix)
         if found:
             rows[found[1] or ""].append((int(found[2]), prefix))
-    longest = max(rows.values(), key=len, default=[])
-    return tuple(prefix for _, prefix in sorted(longest))
+    return rows
