@@ -1,6 +1,7 @@
 """The main job, whole: the reference checkpoint becomes bundles that pass and answer."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,9 @@ from mllm_export.records import from_json
 from mllm_export.report import Report
 from mllm_export.runtimes import load
 from tests.conftest import Build
+from tests.golden_bytes import RECIPES as RECORDED_RECIPES
+from tests.golden_bytes import build as build_unchecked
+from tests.golden_bytes import hashes
 
 RECIPES = ("f16", "int8", "int4")
 
@@ -81,3 +85,16 @@ def test_the_demo_pictures_are_answered_rightly(reference_bundle: Build) -> None
     with load(reference_bundle("int4").folder) as session:
         for row in rows:
             assert session.answer(row["question"], folder / row["image"]) in row["answers"]
+
+
+@pytest.mark.parametrize("recipe", RECORDED_RECIPES)
+def test_the_artifacts_are_the_bytes_that_were_recorded(
+    recipe: str, reference_bundle: Build, tmp_path: Path
+) -> None:
+    """If a change of bytes is meant, write the record again: see golden_bytes.py."""
+    if recipe in RECIPES:
+        folder = reference_bundle(recipe).folder
+    else:
+        folder = build_unchecked(recipe, tmp_path / recipe)
+    recorded = json.loads((Path(__file__).parent / "golden_bytes.json").read_text())
+    assert hashes(folder) == recorded[recipe]
