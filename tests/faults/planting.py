@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import faults_cobra
 import faults_decoder
 import faults_preprocessing
 import faults_prompt
@@ -19,6 +20,8 @@ from sibling import write_sibling
 from mllm_export.commands.opening import reference_evaluation, reference_folder
 from mllm_export.device_tests.samples import Samples, generic_samples, read_evaluation
 from mllm_export.errors import MllmExportError
+from mllm_export.export.family import FAMILIES
+from mllm_export.export.random_checkpoint import write_random_checkpoint
 from mllm_export.report import Report
 
 FAULTS: tuple[Fault, ...] = (
@@ -26,8 +29,9 @@ FAULTS: tuple[Fault, ...] = (
     *faults_prompt.FAULTS,
     *faults_tower.FAULTS,
     *faults_decoder.FAULTS,
+    *faults_cobra.FAULTS,
 )
-MODELS = ("tiny", "reference", "tied")
+MODELS = ("tiny", "reference", "tied", "cobra")
 _QUESTIONS = 24
 
 
@@ -70,7 +74,9 @@ class Benches:
         if model not in self._oracles:
             folder = self._folder / model
             checkpoint, samples = _MAKERS[model](folder)
-            sibling = write_sibling(folder / "sibling", checkpoint)
+            # Cobra's faults ask for none, and its files lie otherwise.
+            has_files = (checkpoint / "pytorch_model.bin").is_file()
+            sibling = write_sibling(folder / "sibling", checkpoint) if has_files else checkpoint
             self._oracles[model] = checkpoint, make_oracle(checkpoint, samples), sibling
         return self._oracles[model]
 
@@ -90,6 +96,11 @@ def _tied(folder: Path) -> tuple[Path, Samples]:
     return found
 
 
+def _cobra(folder: Path) -> tuple[Path, Samples]:
+    made = write_random_checkpoint(folder / "checkpoint", FAMILIES["cobra"].tiny())
+    return made, generic_samples(6)
+
+
 def _reference(_: Path) -> tuple[Path, Samples]:
     """Every n-th question, so that several kinds are asked about several pictures."""
     samples = read_evaluation(reference_evaluation())
@@ -99,7 +110,7 @@ def _reference(_: Path) -> tuple[Path, Samples]:
     return reference_folder(), replace(samples, pictures=pictures, questions=asked)
 
 
-_MAKERS = {"tiny": _tiny, "reference": _reference, "tied": _tied}
+_MAKERS = {"tiny": _tiny, "reference": _reference, "tied": _tied, "cobra": _cobra}
 
 
 def plant(fault: Fault, model: str, benches: Benches) -> Found:
