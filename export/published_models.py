@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
+from mllm_export.checkpoint import Companion
+from mllm_export.export.families.cobra import FAMILY as COBRA
 from mllm_export.export.families.llava_phi import FAMILY as LLAVA_PHI
 from mllm_export.export.families.mobilevlm import FAMILY as MOBILEVLM
-from mllm_export.export.family import TinyModel
+from mllm_export.export.family import TinyFolder, TinyModel
 from mllm_export.export.published_towers import CLIP_L_336
 
 _MOBILEVLM_SIZES: dict[str, dict[str, object]] = {
@@ -106,3 +109,45 @@ def llava_phi() -> TinyModel:
         },
         preprocessor={**tiny.preprocessor, **sides},
     )
+
+
+_COBRA_FOLDERS = {
+    "dino": ("vit_large_patch14_reg4_dinov2.lvd142m", "vit_large_patch14_reg4_dinov2"),
+    "siglip": ("vit_so400m_patch14_siglip_384.webli", "vit_so400m_patch14_siglip_384"),
+}
+_MAMBA_2_8B: dict[str, object] = {"d_model": 2560, "n_layer": 64, "vocab_size": 50277}
+"""Source: state-spaces/mamba-2.8b-slimpj, config.json."""
+
+
+def cobra() -> TinyModel:
+    """Cobra 3B: DINOv2-L with registers and SigLIP so400m at 384 px, Mamba 2.8B, as published."""
+    tiny = COBRA.tiny()
+    (llm,) = (one for one in tiny.folders if not one.companion.has_weights)
+    towers = (
+        TinyFolder(
+            companion=Companion(name=name, published=folder),
+            config={"architecture": architecture, "num_classes": 0},
+        )
+        for name, (folder, architecture) in _COBRA_FOLDERS.items()
+    )
+    model = {**_section(tiny.config, "model"), "vision_backbone_id": "dinosiglip-vit-so-384px"}
+    return replace(
+        tiny,
+        config={**tiny.config, "model": model},
+        folders=(*towers, replace(llm, config={**llm.config, **_MAMBA_2_8B})),
+    )
+
+
+def _section(config: dict[str, object], key: str) -> dict[str, object]:
+    inner = config[key]
+    assert isinstance(inner, dict), "a family's own small config"
+    return inner
+
+
+PUBLISHED: dict[str, Callable[[], TinyModel]] = {
+    "mobilevlm-v2-1.7b": lambda: mobilevlm("1.7B"),
+    "mobilevlm-v2-3b": lambda: mobilevlm("3B"),
+    "llava-phi": llava_phi,
+    "cobra-3b": cobra,
+}
+"""By short name."""

@@ -1,6 +1,7 @@
 """Cobra is read as its own loader reads it: three published folders beside the checkpoint."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from mllm_export.checkpoint import Asked, Checkpoint
 from mllm_export.errors import CheckpointError, MllmExportError, UnsupportedModelError
 from mllm_export.export.families.cobra import FAMILY
 from mllm_export.export.family import Reading, cover, read_spec
+from mllm_export.export.parts import PROJECTORS, TOKENIZERS
+from mllm_export.export.published_models import cobra
 from mllm_export.export.random_checkpoint import write_random_checkpoint
 from mllm_export.spec import EncoderSpec
 
@@ -77,15 +80,18 @@ def test_the_parts_are_those_that_the_ids_name(model: Path) -> None:
     assert (spec.decoder.vocab, spec.tokenizer.normalizer) == (512, "NFC")
 
 
-def test_the_published_model_has_its_known_sizes(model: Path) -> None:
-    """Sizes that a config without `model_args` stands for."""
-    for folder, architecture in ((DINO, DINO.split(".")[0]), (SIGLIP, "")):
-        own = architecture or "vit_so400m_patch14_siglip_384"
-        change(model.parent / folder, architecture=own, model_args=...)
-    (model.parent / SIGLIP).rename(model.parent / SIGLIP.replace("90", "384"))
-    change(model.parent / LLM, d_model=2560, n_layer=64, vocab_size=50277)
-    change(model, "model", vision_backbone_id="dinosiglip-vit-so-384px")
-    spec = read_spec(Checkpoint(model)).spec
+def test_the_published_model_has_its_known_sizes(tmp_path: Path) -> None:
+    """Configs that name an architecture and nothing else, as timm's do; weights are not asked."""
+    whole = cobra()
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(whole.config))
+    for one in whole.folders:
+        own = tmp_path / one.companion.published
+        own.mkdir()
+        (own / "config.json").write_text(json.dumps(one.config))
+    TOKENIZERS["bpe"].write_random(tmp_path / LLM, 50277, "GPTNeoXTokenizer")
+    spec = read_spec(Checkpoint(folder)).spec
 
     def sizes(one: EncoderSpec) -> tuple[int, ...]:
         return (one.width, one.layers, one.run_layers, one.mlp_width, one.heads, one.tokens_out)
@@ -97,7 +103,9 @@ def test_the_published_model_has_its_known_sizes(model: Path) -> None:
     assert spec.encoders[0].position_grid == 37
     projector = spec.projector
     assert (projector.in_width, projector.out_width, projector.tokens_out) == (2176, 2560, 729)
-    assert spec.decoder.vocab == 50280
+    shapes = PROJECTORS["fused_gelu_mlp"].parameters(projector)
+    assert sum(math.prod(shape) for shape in shapes.values()) == 47_789_568
+    assert (spec.decoder.vocab, spec.decoder.layers) == (50280, 64)
 
 
 def test_the_image_stands_before_every_token_of_text(model: Path) -> None:
