@@ -44,6 +44,7 @@ def encoders(change: Callable[[tuple[EncoderSpec, ...]], tuple[EncoderSpec, ...]
 
 def joined_otherwise(bench: Bench, patch: pytest.MonkeyPatch) -> Bundle:
     """Channels of the second encoder first."""
+    assert bench.honest  # built before its parts are replaced
     plain = channels.Channels.apply
     patch.setattr(channels.Channels, "apply", lambda self, given: plain(self, given[::-1]))
     made = bench.with_tower(spec=lambda model: model)
