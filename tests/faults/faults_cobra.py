@@ -113,30 +113,9 @@ def state_of_another_picture(bench: Bench, patch: pytest.MonkeyPatch) -> Bundle:
 
 
 def state_not_reset(bench: Bench, patch: pytest.MonkeyPatch) -> Bundle:
-    """A new prompt goes on from the last one's state: positions start anew, the state does not."""
-    plain, saved = llama_cpp.llama_memory_clear, {}
-
-    def clear(memory: object, data: object) -> None:
-        context = saved.get("context")
-        if context is None:
-            plain(memory, data)
-            return
-        size = llama_cpp.llama_state_seq_get_size(context, 0)
-        held = (llama_cpp.ctypes.c_uint8 * size)()
-        llama_cpp.llama_state_seq_get_data(context, held, size, 0)
-        plain(memory, data)
-        llama_cpp.llama_state_seq_set_data(context, held, size, 0)
-
-    opened = _states.states_of
-
-    def states_of(model: object, context: object) -> _states.States:
-        saved["context"] = context
-        return opened(model, context)
-
-    from mllm_export.runtimes.decoder import llama_cpp as engine
-
-    patch.setattr(engine, "states_of", states_of)
-    patch.setattr(llama_cpp, "llama_memory_clear", clear)
+    """A new prompt goes on from the last one's state; llama.cpp sees it by the positions."""
+    assert bench.honest
+    patch.setattr(llama_cpp, "llama_memory_clear", lambda *_: None)
     return bench.honest
 
 
@@ -177,6 +156,6 @@ FAULTS = (
           stored_as(blk__1__ssm_x__weight="Q4_0"), recipe="int8"),
     fault("state of another picture restored", "decoding", ("text",), state_of_another_picture,
           quick=True),
-    fault("state not reset for a new prompt", "decoding", ("logits", "open"), state_not_reset,
+    fault("state not reset for a new prompt", "decoding", ("logits",), state_not_reset,
           quick=True),
 )  # fmt: skip
