@@ -1,7 +1,8 @@
 """A float tower to one whose tensors are stored as the plan says.
 
-Piece by piece: the float piece runs on the calibration pictures, its outlying activations are
-moved into weights, its products are quantized, and its float outputs are the next piece's inputs.
+Piece by piece: the float piece gets ONNX Runtime's own operators, runs on the calibration pictures,
+its outlying activations are moved into weights, its products are quantized, and its float outputs
+are the next piece's inputs. After every step it is run again and held against what it gave before.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from mllm_export.catalog import unknown
 from mllm_export.errors import BuildError, TargetError
 from mllm_export.export.formats.onnx import check_graph
 from mllm_export.export.formats.onnx_run import run_once
+from mllm_export.export.graph_pass import run_passes
 from mllm_export.export.onnx_stream import open_onnx, write_onnx
 from mllm_export.export.tower_blocks import quantize_blocks
 from mllm_export.export.tower_half import store_half
@@ -24,6 +26,7 @@ from mllm_export.export.tower_job import TowerJob
 from mllm_export.export.tower_pieces import PIECE_BYTES, Joined, piece_model, products, split
 from mllm_export.export.tower_ranges import Floats, Statistics, observe
 from mllm_export.export.tower_smoothing import smooth
+from mllm_export.export.tower_steps import FUSED, QUANTIZED, SMOOTHED, StepMeter, TowerSteps
 from mllm_export.pixels import tiles_of
 from mllm_export.progress import Progress, Step, silent
 from mllm_export.quantize.tower_recipe import TowerRanges
@@ -34,14 +37,18 @@ if TYPE_CHECKING:
 
 _STAGE = "tower quantized"
 
+_NOISE_IDS = 8
+"""Every vocabulary has as many."""
+
 
 def quantize_tower(
     float_path: Path, out_path: Path, job: TowerJob, progress: Progress = silent
-) -> None:
-    """Write the twin of a float tower that the job describes.
+) -> TowerSteps:
+    """Write the twin of a float tower that the job describes; returns what each step moved.
 
     Raises: TargetError for a preset that is not in `PRESETS`; BuildError when there are no
-    calibration pictures though they are needed, or ONNX Runtime refuses the result.
+    calibration pictures though they are needed, a step changes what it must not, or ONNX Runtime
+    refuses the result.
     """
     if job.uses("int8") and job.preset not in PRESETS:
         raise TargetError(unknown("vision_preset", job.preset, list(PRESETS)))
@@ -51,15 +58,22 @@ def quantize_tower(
     pieces = split(source, PIECE_BYTES)
     total = sum(piece.size_bytes for piece in pieces)
     pictures = _pictures(job, source.skeleton.graph.input)
+    meter = StepMeter()
     done = 0
     for at, piece in enumerate(pieces):
         progress(Step(stage=_STAGE, item=piece.output, done=done, total=total))
         model = piece_model(source, piece)
-        if job.smoothing and pictures:
+        meter.begin(model, pictures[0])
+        meter.count(run_passes(model))
+        meter.after(FUSED, model)
+        if job.smoothing and job.observes:
             peaks = _observed(model, job, pictures, "minmax").peaks
             notes.update(smooth(model, _wanted(model, job, "int8"), peaks))
+            meter.after(SMOOTHED, model)
         seen = _observed(model, job, pictures, job.ranges)
-        joined.add(_quantize(model, job, seen, out_path.parent))
+        made_piece = _quantize(model, job, seen, out_path.parent)
+        meter.after(QUANTIZED, made_piece)
+        joined.add(made_piece)
         wanted = {name for later in pieces[at + 1 :] for name in later.inputs}
         for values, made in zip(pictures, seen.outputs, strict=True):
             values[piece.output] = made
@@ -71,21 +85,32 @@ def quantize_tower(
     write_onnx(out_path, skeleton, joined.tensors.values())
     output = skeleton.graph.output[0].type.tensor_type.shape.dim
     run_once(out_path, tuple(side.dim_value for side in output))
+    return meter.result()
 
 
 def _pictures(job: TowerJob, ports: Sequence[ValueInfoProto]) -> Sequence[dict[str, Floats]]:
-    """The graph's inputs for each calibration picture, by name."""
-    if not job.observes:
-        return ()
-    if job.pixels is None:
-        raise BuildError(
-            "static 8-bit activations and smoothing need calibration pictures, none were given"
-        )
+    """The graph's inputs for each calibration picture, by name; noise where none is needed."""
     shapes = {
         port.name: tuple(side.dim_value for side in port.type.tensor_type.shape.dim)
         for port in ports
     }
+    if not job.observes:
+        return [{port.name: _noise(port, shapes[port.name]) for port in ports}]
+    if job.pixels is None:
+        raise BuildError(
+            "static 8-bit activations and smoothing need calibration pictures, none were given"
+        )
     return [tiles_of(one[None], shapes)[0] for one in np.load(job.pixels, mmap_mode="r")]
+
+
+def _noise(port: ValueInfoProto, shape: tuple[int, ...]) -> Floats:
+    """Something to hold steps against each other on: a few ids, or normal values."""
+    from onnx import TensorProto
+
+    if port.type.tensor_type.elem_type == TensorProto.INT64:
+        ids = np.arange(np.prod(shape), dtype=np.int64) % _NOISE_IDS
+        return ids.reshape(shape)  # type: ignore[return-value]  # a text tower's only input
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
 def _wanted(model: ModelProto, job: TowerJob, kind: str) -> list[str]:
@@ -100,9 +125,7 @@ def _observed(
     pictures: Sequence[Mapping[str, Floats]],
     method: TowerRanges,
 ) -> Statistics:
-    if not pictures:
-        return Statistics(peaks={}, ranges={}, outputs=())
-    wanted = products(model, _wanted(model, job, "int8"))
+    wanted = products(model, _wanted(model, job, "int8")) if job.observes else []
     return observe(model, [node.input[0] for node in wanted], pictures, method)
 
 

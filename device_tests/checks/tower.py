@@ -17,6 +17,7 @@ from mllm_export.device_tests.reference import Floats
 from mllm_export.device_tests.stored import as_published
 from mllm_export.device_tests.thumbnails import thumbnail
 from mllm_export.errors import EngineError
+from mllm_export.export.tower_steps import FUSED, QUANTIZED, SMOOTHED, read_steps
 from mllm_export.pixels import tiles_of
 from mllm_export.report import Example, Measurement, Rung, rung_of
 
@@ -48,6 +49,7 @@ class Tower:
         "float graph: worst-token cosine",
         "float graph: relative error",
         "float graph: relative error over the noise floor",
+        *(f"step '{one}': relative error of a piece" for one in (FUSED, SMOOTHED, QUANTIZED)),
         *(f"program in {one}" + end for one in ("float32", "float16") for end in _ENDS),
         *(f"{EXACT}, on its own weights" + end for end in _ENDS),
     )
@@ -71,6 +73,7 @@ class Tower:
             context.subject.rest()
             plain = _embeddings(cases, _runner(context.float_tower))
             measurements += _measured(context, cases, plain, "float graph: ")
+            measurements += _steps(context, context.float_tower)
         measurements += _further(context, cases)
         return rung_of(
             "tower",
@@ -103,6 +106,24 @@ def _measured(
         name = f"{of}relative error over the noise floor"
         measured.append(measure("tower", name, max(errors) / floor, "times", kind=kind))
     return measured
+
+
+def _steps(context: Context, float_tower: Path) -> list[Measurement]:
+    """What each step of the build from the float graph to the quantized one moved by itself."""
+    found = read_steps(float_tower)
+    if found is None:
+        return []
+    counts = ", ".join(f"{name} {count}" for name, count in found.rewrites if count)
+    measure = context.limits.measure
+    return [
+        measure(
+            "tower",
+            f"step '{step.name}': relative error of a piece",
+            step.relative_error,
+            f"of the norm ({counts or 'nothing to fuse'})" if step.name == FUSED else "of the norm",
+        )
+        for step in found.steps
+    ]
 
 
 def _further(context: Context, cases: Sequence[TowerCase]) -> list[Measurement]:

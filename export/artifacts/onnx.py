@@ -13,6 +13,7 @@ from mllm_export.export.graph import Graph, tower_graph
 from mllm_export.export.target import Target
 from mllm_export.export.tower_job import TowerJob
 from mllm_export.export.tower_plan import plan_graph_tensors, planned_schemes
+from mllm_export.export.tower_steps import steps_path
 from mllm_export.plan import ArtifactPlan, Role
 from mllm_export.progress import Progress
 from mllm_export.quantize.recipe import Recipe
@@ -82,6 +83,7 @@ class OnnxTower:
         stage = f"quantized {role}"
         run_in_child(stage, quantize_tower_stage, plain, path, job, progress=progress)
         plain.unlink()
+        steps_path(plain).unlink()
 
 
 def write_graph_stage(source: GraphSource, role: Role, path: Path, progress: Progress) -> None:
@@ -120,8 +122,9 @@ def tower_job(work: Work, artifact: ArtifactPlan) -> TowerJob:
 def quantize_tower_stage(float_path: Path, path: Path, job: TowerJob, progress: Progress) -> None:
     """The float graph's quantized twin."""
     from mllm_export.export.tower_quantize import quantize_tower
+    from mllm_export.export.tower_steps import write_steps
 
-    quantize_tower(float_path, path, job, progress)
+    write_steps(float_path, quantize_tower(float_path, path, job, progress))
 
 
 ARTIFACT = OnnxTower()

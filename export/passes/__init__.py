@@ -1,0 +1,1 @@
+"""Rewrites of a graph to ONNX Runtime's own operators, a file each."""
