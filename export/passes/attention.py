@@ -35,6 +35,8 @@ def _fuse(graph: GraphIndex, softmax: NodeProto) -> bool:
     mixed = graph.only_reader(softmax.output[0], "MatMul")
     if product is None or mixed is None or mixed.input[0] != softmax.output[0]:
         return False
+    if [one.i for one in softmax.attribute if one.name == "axis"] not in ([], [-1], [3]):
+        return False
     scaled = graph.maker(product.input[0], "Mul")
     factors = None if scaled is None else graph.times(scaled)
     turned, scale = factors or (product.input[0], 1.0)

@@ -147,6 +147,7 @@ class Bench:
         read in place of the true one.
         """
         from mllm_export.export.artifacts.onnx import quantize_tower_stage, write_tower_stage
+        from mllm_export.export.tower_steps import steps_path
 
         made = self.copy()
         reading = self.job.reading
@@ -162,6 +163,7 @@ class Bench:
         if preset:
             quantize_tower_stage(plain, path, self.tower_job(made), silent)
             plain.unlink()
+            steps_path(plain).unlink()
         return self.mended(made)
 
     def tower_job(self, made: Bundle) -> TowerJob:
