@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,8 @@ class Original:
     """What is stored in place of the published values, where that is something else."""
     unmade: Callable[[Floats], Floats] | None = None
     """The way back."""
+    instead: Original | None = None
+    """What may stand in its place in a format that keeps no more than the model runs with."""
 
     def values(self, start: int, stop: int) -> Floats:
         """Stored rows start..stop, in float32. Shapes: f32[stop - start, ...]."""
@@ -51,6 +53,16 @@ class OriginalKey:
     value: int | float | str | bool
     default: int | float | str | bool | None = None
     """What the engine takes where the key is absent; None: it must be there."""
+
+
+def standing(
+    originals: Mapping[str, Original], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Original]:
+    """Each original in the form that a file has, by the shapes of the file's tensors."""
+    return {
+        name: one.instead if one.instead and shapes.get(name) == one.instead.shape else one
+        for name, one in originals.items()
+    }
 
 
 def interleaved_rows(heads: int, head_dim: int) -> npt.NDArray[np.int64]:

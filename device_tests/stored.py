@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mllm_export.device_tests.limit import Kind
-from mllm_export.device_tests.originals import Original
+from mllm_export.device_tests.originals import Original, standing
 from mllm_export.device_tests.reference import Floats, Reader
 from mllm_export.device_tests.scheme_bits import weight_bits
 from mllm_export.errors import CheckError
@@ -102,6 +102,13 @@ def kind_of(schemes: Iterable[str]) -> Kind:
     if bits > _INT8_BITS:
         return "f16"
     return "int8" if bits == _INT8_BITS else "int4" if bits >= _INT4_BITS else "int2"
+
+
+def standing_in(
+    stored: Mapping[str, Stored], originals: Mapping[str, Original]
+) -> dict[str, Original]:
+    """The originals in the form that this file has; see `Original.instead`."""
+    return standing(originals, {name: tuple(one.shape) for name, one in stored.items()})
 
 
 def as_published(stored: Mapping[str, Stored], originals: Mapping[str, Original]) -> Reader:

@@ -11,6 +11,7 @@ from mllm_export.checkpoint import Asked, Checkpoint
 from mllm_export.errors import PlanError
 from mllm_export.export.family import Reading
 from mllm_export.export.graph import Graph, tower_graph
+from mllm_export.export.positions import settled, settled_reader
 from mllm_export.export.target import Target
 from mllm_export.records import record
 
@@ -145,17 +146,21 @@ def graph_readers(checkpoint: Checkpoint, weights: WeightMap, graph: Graph) -> t
 
 
 @record
-class TowerSource:
-    """The one graph of a model that answers; see `GraphSource`."""
+class SettledTower:
+    """The one graph of a model that answers, its positions at the size it runs at.
+
+    See `GraphSource`.
+    """
 
     work: Work
 
     def graph(self, role: Role) -> Graph:
         """Tower and projector."""
         del role
-        return tower_graph(self.work.reading.spec.vision)
+        return tower_graph(settled(self.work.reading.spec.vision))
 
     def readers(self, role: Role) -> tuple[Reader, ...]:
         """Of the tower, then of the projector."""
         checkpoint = Checkpoint(*self.work.source)
-        return graph_readers(checkpoint, self.work.reading.weights, self.graph(role))
+        tower, *others = graph_readers(checkpoint, self.work.reading.weights, self.graph(role))
+        return settled_reader(self.work.reading.spec.vision, tower), *others

@@ -10,7 +10,7 @@ from pathlib import Path
 
 _MADV_DONTNEED = getattr(mmap, "MADV_DONTNEED", None)
 _MAPS = Path("/proc/self/maps")
-_WEIGHT_FILES = (".bin", ".gguf", ".onnx", ".safetensors")
+_WEIGHT_FILES = (".bin", ".gguf", ".onnx", ".pt", ".safetensors")
 
 
 def forget_pages(address: int, size_bytes: int) -> None:

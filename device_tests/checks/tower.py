@@ -14,7 +14,7 @@ from mllm_export.device_tests.distributions import cosines, relative_error
 from mllm_export.device_tests.limit import Kind
 from mllm_export.device_tests.probes import FLOAT16_LARGEST, LayerRange, layer_ranges
 from mllm_export.device_tests.reference import Floats
-from mllm_export.device_tests.stored import as_published
+from mllm_export.device_tests.stored import as_published, standing_in
 from mllm_export.device_tests.thumbnails import thumbnail
 from mllm_export.errors import EngineError
 from mllm_export.export.tower_steps import FUSED, QUANTIZED, SMOOTHED, read_steps
@@ -145,7 +145,7 @@ def _on_own_weights(context: Context, cases: Sequence[TowerCase]) -> list[TowerC
     tells, and where the program normalises pictures itself, by numbers in float16.
     """
     live, stored = context.live, context.stored.tower
-    originals = live.reference.tower_originals() if live else {}
+    originals = standing_in(stored, live.reference.tower_originals()) if live else {}
     if live is None or set(originals) - set(stored) or context.takes_pictures:
         return []
     if any(stored[name].shape != one.shape for name, one in originals.items()):

@@ -14,7 +14,7 @@ from mllm_export.device_tests.folded import FoldedStored
 from mllm_export.device_tests.originals import Original, OriginalKey
 from mllm_export.device_tests.profile import Limits
 from mllm_export.device_tests.reference import Floats
-from mllm_export.device_tests.stored import FLOATS, Stored
+from mllm_export.device_tests.stored import FLOATS, Stored, standing_in
 from mllm_export.device_tests.stored_coreml import CoremlStored
 from mllm_export.device_tests.stored_tower import OnnxBlocks, OnnxInt8
 from mllm_export.export.tower_plan import planned_schemes
@@ -69,7 +69,10 @@ class Weights:
             return not_run("weights", NEEDS_ORIGINAL)
         context.subject.rest()
         sides = (
-            (context.stored.tower, live.reference.tower_originals()),
+            (
+                context.stored.tower,
+                standing_in(context.stored.tower, live.reference.tower_originals()),
+            ),
             (context.stored.decoder, live.reference.decoder_originals()),
         )
         names = _Names(sides, context.plan)

@@ -9,7 +9,7 @@ from mllm_export.device_tests.checks.weights import Loss, loss_of
 from mllm_export.device_tests.diagnosis.mixture import part_of
 from mllm_export.device_tests.originals import Original
 from mllm_export.device_tests.profile import Profile
-from mllm_export.device_tests.stored import FLOATS, Stored
+from mllm_export.device_tests.stored import FLOATS, Stored, standing_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ def tensor_losses(
     `calibrated` says that the columns were weighed when they were stored.
     """
     found: list[TensorLoss] = []
-    for name, original in originals.items():
+    for name, original in standing_in(stored, originals).items():
         one = stored.get(name)
         if one is None or tuple(one.shape) != tuple(original.shape):
             why = "is missing" if one is None else f"is {list(one.shape)}, not as published"

@@ -6,15 +6,19 @@ tokens dropped. Source: h-zhao1997/cobra, cobra/models/backbones/vision/dinosigl
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
+from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
 from mllm_export.config import Config
+from mllm_export.device_tests.originals import Array, Original
 from mllm_export.device_tests.reference import Floats
 from mllm_export.device_tests.reference_tower import OriginalTower, TowerSource
 from mllm_export.device_tests.reference_towers.clip import BATCH
@@ -30,7 +34,9 @@ class TimmFeatures:
     def __init__(self, source: TowerSource, size_px: int, name: str, dtype: torch.dtype) -> None:
         """`name` stands before the layers' names while they are watched."""
         self._source, self._size_px, self._name, self._dtype = source, size_px, name, dtype
-        self._depth = len(timm_model(source.config).blocks)
+        model = timm_model(source.config)
+        self._depth = len(model.blocks)
+        self._patch_px = int(model.patch_embed.patch_size[0])
         # As hidden_states count: the first is what goes into the blocks.
         self._run = range(self._depth + 1)[source.select_layer]
 
@@ -45,6 +51,18 @@ class TimmFeatures:
         for index in range(self._run):
             found[f"blocks.{index}."] = model.blocks[index]
         return found
+
+    def resized(self, table: Original) -> Original | None:
+        """Positions at the size that the model runs at, as timm loads them."""
+        side = self._size_px // self._patch_px
+        if table.shape[1] == side**2:
+            return None
+
+        def read() -> Array:
+            rows = read_float32(lambda _: table.read(), "")
+            return np.asarray(resample_abs_pos_embed(rows, [side, side], num_prefix_tokens=0))
+
+        return replace(table, shape=(1, side**2, table.shape[2]), read=read)
 
     @torch.inference_mode()
     def features(self, pixels: Floats) -> torch.Tensor:

@@ -216,6 +216,8 @@ class CobraReference:
             for name, module in tower.modules().items():
                 stored = f"tower.{eye.name}{name}"
                 found |= onnx_originals(module, name, stored, source.read, eye.prefix + name)
+            at = f"tower.{eye.name}pos_embed"
+            found[at] = replace(found[at], instead=tower.resized(found[at]))
         return found | onnx_originals(
             self._projector, PROJECTOR, "projector.", self._parts.read, PROJECTOR
         )

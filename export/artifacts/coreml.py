@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mllm_export.errors import PlanError
-from mllm_export.export.artifact import GraphSource, TowerSource, Work, graph_sources
+from mllm_export.export.artifact import GraphSource, SettledTower, Work, graph_sources
 from mllm_export.export.child import run_in_child
 from mllm_export.export.coreml_options import CoremlOptions
 from mllm_export.export.coreml_plan import plan_coreml_graph
@@ -14,6 +14,7 @@ from mllm_export.export.coreml_readme import write_readme
 from mllm_export.export.coreml_scheme import coreml_word
 from mllm_export.export.family import Reading
 from mllm_export.export.graph import Graph, tower_graph
+from mllm_export.export.positions import settled
 from mllm_export.export.target import Target
 from mllm_export.plan import ArtifactPlan, Role
 from mllm_export.progress import Progress
@@ -25,7 +26,7 @@ class CoremlTower:
 
     def plan(self, reading: Reading, target: Target, recipe: Recipe) -> ArtifactPlan:
         """Tower and projector."""
-        graph = tower_graph(reading.spec.vision)
+        graph = tower_graph(settled(reading.spec.vision))
         return self.plan_graph(
             graph, "tower", graph_sources(reading.weights, graph), target, recipe
         )
@@ -56,7 +57,7 @@ class CoremlTower:
 
     def write(self, work: Work, artifact: ArtifactPlan, progress: Progress) -> None:
         """The package, and a README that shows how an app calls it."""
-        self.write_graph(TowerSource(work=work), artifact, work.folder, "", progress)
+        self.write_graph(SettledTower(work=work), artifact, work.folder, "", progress)
         write_readme(work, artifact)
 
     def write_graph(
