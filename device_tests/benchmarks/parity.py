@@ -1,6 +1,7 @@
 """Parity of every family's small twin and of both trained ones, in float and in 4 bits.
 
     python -m mllm_export.device_tests.benchmarks.parity -o table.md
+    python -m mllm_export.device_tests.benchmarks.parity --only cobra --recipe int8
 
 Each is built as a user builds it, checks and all, for linux-x86_64; the figures are those of the
 report in the bundle. Small twins have random weights, so that only what is measured alone says
@@ -12,7 +13,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -42,12 +43,14 @@ FIGURES = (
 """Rung, measurement, column, format."""
 
 
-def models(folder: Path) -> Iterator[tuple[str, str, Path | None]]:
-    """Name in the table, what `build` is given, evaluation file."""
+def models(folder: Path, only: Sequence[str]) -> Iterator[tuple[str, str, Path | None]]:
+    """Name in the table, what `build` is given, evaluation file; of `only`, where it names some."""
     for name in FAMILIES.names():
+        if only and name not in only:
+            continue
         path = write_random_checkpoint(folder / name / "model", FAMILIES[name].tiny())
         yield f"{name}, tiny", str(path), None
-    for word in SHIPPED:
+    for word in (word for word in SHIPPED if not only or word in only):
         yield word, word, reference_evaluation()
 
 
@@ -86,6 +89,8 @@ def row(name: str, report: Report) -> str:
 
 def main(
     out: Annotated[Path | None, typer.Option("-o", help="Also write the table there.")] = None,
+    recipe: Annotated[list[str], typer.Option(help="Given more than once.")] = list(RECIPES),  # noqa: B006
+    only: Annotated[list[str], typer.Option(help="A family or a shipped checkpoint.")] = [],  # noqa: B006
 ) -> None:
     """Print the table, a row as soon as it is measured."""
     columns = [column for _, _, column, _ in FIGURES]
@@ -93,10 +98,10 @@ def main(
     lines = [head, "|---" * (len(columns) + 4) + "|"]
     typer.echo("\n".join(lines))
     with tempfile.TemporaryDirectory() as folder:
-        for at, (name, model, evaluation) in enumerate(models(Path(folder))):
-            for recipe in RECIPES:
-                bundle = Path(folder) / f"bundle-{at}-{recipe}"
-                lines.append(row(name, report_of(model, recipe, evaluation, bundle)))
+        for at, (name, model, evaluation) in enumerate(models(Path(folder), only)):
+            for one in recipe:
+                bundle = Path(folder) / f"bundle-{at}-{one}"
+                lines.append(row(name, report_of(model, one, evaluation, bundle)))
                 typer.echo(lines[-1])
     if out is not None:
         out.write_text("\n".join(lines) + "\n", encoding="utf-8")
