@@ -76,7 +76,9 @@ class Sensitivity:
         self._embeds = self._original_embeds(samples)
         self._expected = self._logs(self._embeds, {}, "f32")
         self._folder = tempfile.TemporaryDirectory(prefix="sensitivity.")
-        self._read = part_reader(checkpoint, reading.weights.part("decoder"))
+        decoder = reading.weights.part("decoder")
+        self._read = part_reader(checkpoint, decoder)
+        self._names = {source: name for name, source in decoder.items()}
         self._decoder = decoder_groups(
             DECODERS[reading.spec.decoder.kind].tensors(reading.spec.decoder)
         )
@@ -115,7 +117,8 @@ class Sensitivity:
         for group, scheme in schemes.items():
             for tensor in self._decoder[group]:
                 layout = LAYOUTS[layout_of(tensor, scheme)]
-                for source in tensor.sources:
+                # What stays in float32 loses nothing, and may be no matrix as it is published.
+                for source in tensor.sources if layout.name != "F32" else ():
                     rows = np.asarray(self._read(source), np.float32)
                     found[source] = layout.unpack(layout.pack(rows))
         return found
@@ -164,7 +167,8 @@ class Sensitivity:
     ) -> list[npt.NDArray[np.float64]]:
         sequences = [self._forced(question, embeds) for question in self._questions]
 
-        def read(name: str) -> npt.NDArray[Any]:
+        def read(source: str) -> npt.NDArray[Any]:
+            name = self._names[source]
             return changed[name] if name in changed else self._read(name)
 
         with self._caching(kv):
