@@ -19,6 +19,7 @@ from mllm_export.export.mil_evaluator import Evaluator
 from mllm_export.export.mil_program import MODEL_FILE, WEIGHTS_FILE, read_program
 from mllm_export.export.part_module import encoder_module, projector_module
 from mllm_export.export.parts import ENCODERS, PROJECTORS
+from mllm_export.export.positions import settled, settled_reader
 from mllm_export.quantize.tower_recipe import TowerRule
 from mllm_export.quantize.tower_scheme import tower_scheme
 from mllm_export.spec import VisionSpec
@@ -47,11 +48,17 @@ class Tower:
         self.path = folder / f"{encoder}-{projector}-{deployment}.mlpackage"
 
     def write(self):
-        return write_tower(self.path, self.spec, self.read_tower, self.read_projector, self.options)
+        read = settled_reader(self.published, self.read_tower)
+        return write_tower(self.path, self.spec, read, self.read_projector, self.options)
+
+    @property
+    def published(self):
+        return VisionSpec(encoders=(self.encoder,), projector=self.projector)
 
     @property
     def spec(self):
-        return VisionSpec(encoders=(self.encoder,), projector=self.projector)
+        """As a package holds it: positions at the size that the tower runs at."""
+        return settled(self.published)
 
     def pixels(self, seed=3):
         side = self.encoder.image.size_px
