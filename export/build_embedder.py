@@ -49,7 +49,7 @@ def plan_embedder(
     spec = reading.spec
     artifacts = tuple(_artifacts(reading, target, recipe))
     used = {s for a in artifacts if a.format == "onnx" for s in planned_schemes(a.tensors).values()}
-    if observes(used, recipe.tower_smoothing):
+    if observes(used, recipe.tower_smoothing) or recipe.tower_floor:
         raise PlanError(
             f"recipe '{recipe.name}' calibrates 8-bit activations on pictures, and a text tower "
             "has none: an encoder alone is built without; give --recipe int8"

@@ -57,6 +57,9 @@ class Recipe:
     """How calibration pictures give the range of static 8-bit activations."""
     tower_smoothing: bool = False
     """Whether outlying activations of 8-bit products are moved into the weights behind a norm."""
+    tower_floor: float = 0.0
+    """Least cosine of the worst image token, quantized tower against float graph, on calibration
+    pictures: layers that cost most stay float32 until it is kept. 0: nothing is measured."""
     decoder_methods: tuple[str, ...] = ()
     """Files in quantize/methods that choose values, in order, before a layout stores them."""
     decoder_importance: bool = False
@@ -68,6 +71,11 @@ class Recipe:
         """Refuse schemes and methods that do not exist, and a recipe without rules."""
         tower_rules(self.tower, self.tower_scheme, f"recipe '{self.name}'")
         require_file_word(self.decoder_scheme, f"recipe '{self.name}'")
+        if not 0 <= self.tower_floor < 1:
+            raise RecipeError(
+                f"recipe '{self.name}': tower_floor is {self.tower_floor:g}, a cosine from 0 to "
+                "below 1 is needed, such as 0.995"
+            )
         if not self.decoder:
             raise RecipeError(f"recipe '{self.name}' has no [[decoder]] rules; end it with '*'")
         for rule in self.decoder:

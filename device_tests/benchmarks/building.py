@@ -49,6 +49,8 @@ class Run:
     """What one process took."""
 
     seconds: float
+    cpu_seconds: float
+    """Of all cores together: it hardly moves when other work shares them."""
     peak_mib: int
     """Largest resident set, with the pages of mapped files it had in hand."""
 
@@ -98,8 +100,9 @@ def compare(
     plain = copy_language_model(checkpoint, work / "language-model")
     lines = [
         f"{checkpoint.name}, {os.cpu_count()} cores, {repeats} runs each, medians\n",
-        "| recipe | ours | peak | converter + quantizer | peak | time ratio |",
-        "|---|---|---|---|---|---|",
+        "| recipe | ours | CPU | peak | converter + quantizer | CPU | peak | time ratio "
+        "| CPU ratio |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name in recipe:
         pairs = [
@@ -133,7 +136,7 @@ def _this(command: str) -> list[str]:
 
 def _timed(steps: Sequence[list[str]], work: Path, path: Path | None = None) -> Run:
     environment = {**os.environ, **({"PYTHONPATH": str(path)} if path else {})}
-    started, peak_kib = time.monotonic(), 0
+    started, peak_kib, cpu_seconds = time.monotonic(), 0, 0.0
     for step in steps:
         process = subprocess.Popen(
             step, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -144,22 +147,25 @@ def _timed(steps: Sequence[list[str]], work: Path, path: Path | None = None) -> 
         if status:
             raise RuntimeError(f"{' '.join(step)}: {said.decode(errors='replace')[-2000:]}")
         peak_kib = max(peak_kib, used.ru_maxrss)
+        cpu_seconds += used.ru_utime + used.ru_stime
     seconds = time.monotonic() - started
     for left in work.glob("*.gguf"):
         left.unlink()
-    return Run(seconds=seconds, peak_mib=peak_kib >> 10)
+    return Run(seconds=seconds, cpu_seconds=cpu_seconds, peak_mib=peak_kib >> 10)
 
 
 def _row(recipe: str, pairs: Sequence[tuple[Run, Run]]) -> str:
     mine, other = zip(*pairs, strict=True)
     ratio = statistics.median(a.seconds / b.seconds for a, b in pairs)
-    return f"| {recipe} | {_median(mine)} | {_median(other)} | {ratio:.2f} |"
+    cpu_ratio = statistics.median(a.cpu_seconds / b.cpu_seconds for a, b in pairs)
+    return f"| {recipe} | {_median(mine)} | {_median(other)} | {ratio:.2f} | {cpu_ratio:.2f} |"
 
 
 def _median(runs: Iterable[Run]) -> str:
     runs = tuple(runs)
     seconds = statistics.median(run.seconds for run in runs)
-    return f"{seconds:.1f} s | {max(run.peak_mib for run in runs)} MiB"
+    cpu = statistics.median(run.cpu_seconds for run in runs)
+    return f"{seconds:.1f} s | {cpu:.1f} s | {max(run.peak_mib for run in runs)} MiB"
 
 
 def copy_language_model(checkpoint: Path, folder: Path) -> Path:

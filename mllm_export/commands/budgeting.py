@@ -59,16 +59,17 @@ def spend_budget(
         progress=progress,
     )
     chosen = best_within(curve.points, fixed, size_bytes)
+    recipe = recipe_of(chosen.assignment, f"budget-{budget}")
     plan = make_plan(
         job.reading,
         job.target,
-        recipe_of(chosen.assignment, f"budget-{budget}"),
+        recipe,
         dropped=cover(job.checkpoint, job.reading),
         mmproj=mmproj,
         importance=given.importance,
     )
     points = frontier_points(pareto(curve.points), fixed, chosen)
-    return replace(job, plan=replace(plan, frontier=points))
+    return replace(job, recipe=recipe, plan=replace(plan, frontier=points))
 
 
 def _require_onnx(plan: Plan) -> None:

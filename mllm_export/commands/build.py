@@ -49,6 +49,7 @@ def build(
     from mllm_export.commands.alone import build_alone, open_alone, refuse_options
     from mllm_export.commands.calibrating import Calibration
     from mllm_export.commands.opening import REFERENCE, plan_job, reference_evaluation
+    from mllm_export.commands.widening import keep_floor
     from mllm_export.terminal import ProgressBars
 
     started = time.monotonic()
@@ -70,6 +71,9 @@ def build(
     if memory_budget is not None:
         job = _within(job, memory_budget, mmproj, given)
         given.require(job.plan)
+    if job.recipe.tower_floor:
+        with ProgressBars() as progress:
+            job = keep_floor(job, mmproj, given, progress)
     _forecast(job)
     with ProgressBars() as progress:
         report = build_bundle(job, out, evaluation, no_check, progress, given)

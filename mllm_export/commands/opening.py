@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mllm_export.export.family import Reading
     from mllm_export.export.target import Target
     from mllm_export.plan import Importance, Plan
+    from mllm_export.quantize.recipe import Recipe
 
 REFERENCE = "reference"
 SHIPPED = {REFERENCE: "data", "reference-phi": "data_llava_phi"}
@@ -73,6 +74,8 @@ class Job:
     checkpoint: Checkpoint
     reading: Reading
     target: Target
+    recipe: Recipe
+    """What the plan was made by."""
     plan: Plan
 
 
@@ -96,4 +99,4 @@ def plan_job(
     reading = read_spec(checkpoint)
     dropped = cover(checkpoint, reading)
     plan = make_plan(reading, device, chosen, dropped=dropped, mmproj=mmproj, importance=importance)
-    return Job(checkpoint=checkpoint, reading=reading, target=device, plan=plan)
+    return Job(checkpoint=checkpoint, reading=reading, target=device, recipe=chosen, plan=plan)

@@ -40,6 +40,7 @@ def plan(
     from mllm_export.commands.budgeting import frontier_table, spend_budget
     from mllm_export.commands.calibrating import Calibration
     from mllm_export.commands.opening import plan_job
+    from mllm_export.commands.widening import keep_floor
     from mllm_export.records import to_json
     from mllm_export.terminal import ProgressBars, mib, stdout
 
@@ -58,6 +59,9 @@ def plan(
     if memory_budget is not None:
         with ProgressBars() as progress:
             job = spend_budget(job, memory_budget, mmproj, given, progress)
+    if job.recipe.tower_floor:
+        with ProgressBars() as progress:
+            job = keep_floor(job, mmproj, given, progress)
     if as_json:
         typer.echo(to_json(job.plan), nl=False)
         return
