@@ -11,6 +11,7 @@ import torch
 
 from mllm_export.errors import EngineError
 from mllm_export.export.parts import DECODERS, TOKENIZERS
+from mllm_export.quantize.recipe import load_recipe
 from mllm_export.runtimes.decoder import _states
 from mllm_export.runtimes.decoder._handles import BATCH_ROWS
 from mllm_export.runtimes.decoder.llama_cpp import LlamaCppDecoder
@@ -222,3 +223,31 @@ def test_a_planted_fault_shows(fault, path, monkeypatch):
         refused = str(refusal)
     engine.close()
     assert "could not run a batch" in refused or off(found, right) > 20 * LIMIT
+
+
+def rows_kl(wanted, found):
+    """KL of each row, in nats."""
+    theirs, ours = (
+        torch.log_softmax(torch.from_numpy(one).double(), -1) for one in (wanted, found)
+    )
+    return (theirs.exp() * (theirs - ours)).sum(-1).numpy()
+
+
+@pytest.mark.parametrize("recipe", ["f16", "q8_0", "int4"])
+def test_the_loss_of_coarser_weights_does_not_grow_along_a_long_prompt(
+    recipe, tmp_path, folder, model, write_gguf
+):
+    """Steps of 8 bits and more: what the state gathers of their error stays where it was.
+
+    Measured over the first and the last 150 tokens of text: 7.7e-6 and 6.8e-6 nats for f16,
+    0.0059 and 0.0053 for Q8_0, 0.24 and 0.29 for int4.
+    """
+    path = write_gguf(
+        folder, tmp_path / "m.gguf", load_recipe(recipe), DECODERS["mamba"], tokenizer="bpe"
+    )
+    text = [int(i) for i in np.random.default_rng(1).integers(2, 500, 771)]
+    engine = open_engine(path)
+    found = engine.evaluate([IMAGE, text], all_logits=True)
+    engine.close()
+    lost = rows_kl(expected(model, [IMAGE, text]), found)[729:]
+    assert lost[-150:].mean() < 1.5 * lost[:150].mean()
