@@ -14,11 +14,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from mllm_export.export.family import TinyModel
 from mllm_export.export.published_models import PUBLISHED
 from mllm_export.export.random_checkpoint import write_random_checkpoint
 from mllm_export.records import record
@@ -34,6 +36,22 @@ class Measured:
     """Largest resident set of any of its processes, with the pages of mapped files in hand."""
     tower_mib: float
     decoder_mib: float
+
+
+def write_apart(folder: Path, model: TinyModel) -> Path:
+    """The checkpoint, written by a process of its own.
+
+    What this process ever held would count as its children's: Linux keeps the largest resident
+    set over an exec.
+
+    Raises: RuntimeError when that process fails.
+    """
+    writer = get_context("spawn").Process(target=write_random_checkpoint, args=(folder, model))
+    writer.start()
+    writer.join()
+    if writer.exitcode:
+        raise RuntimeError(f"the checkpoint was not written (exit code {writer.exitcode})")
+    return folder
 
 
 def measure(checkpoint: Path, recipe: str, target: str, out: Path) -> Measured:
@@ -91,7 +109,7 @@ def main(
     """Write, build, measure, remove."""
     place = work / model
     try:
-        checkpoint = write_random_checkpoint(place / "model", PUBLISHED[model]())
+        checkpoint = write_apart(place / "model", PUBLISHED[model]())
         stored = sum(file.stat().st_size for file in place.rglob("*") if file.is_file()) / 2**20
         found = []
         for one in recipe:
