@@ -41,14 +41,13 @@ class SshLink:
         socket = ("-o", f"ControlPath={self._sockets}/socket")
         where = ("-p", str(port)) if port else ()
         self._words = ("ssh", *_OPTIONS, *shared, *socket, *where, host)
+        self._plain = " ".join(("ssh", *where, host))
 
     def shell(self, command: str, timeout_s: float, data: bytes = b"") -> Completed:
         """Run a line of the device's shell. Raises: DeviceError when the connection fails."""
         done = run_process((*self._words, command), self.title, timeout_s, data)
         if done.code == _LOST:
-            raise DeviceError(
-                f"{self.title}: {done.last_line()}; does 'ssh {self._words[-1]} true' work?"
-            )
+            raise DeviceError(f"{self.title}: {done.last_line()}; does '{self._plain} true' work?")
         return done
 
     def fetch(self, remote: str, local: Path, timeout_s: float) -> None:

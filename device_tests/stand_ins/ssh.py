@@ -24,17 +24,19 @@ class SshServer:
 
     port: int
     folder: Path
+    program: str
+    """OpenSSH's client."""
 
-    def client(self, key: str = "user", port: int | None = None) -> Path:
+    def client(self, key: str = "user") -> Path:
         """A folder whose `ssh` knows this server and that key; it goes first in PATH.
 
         A user has all this in their own configuration, which belongs to no test.
         """
-        folder = self.folder / f"client-{key}-{port or self.port}"
+        folder = self.folder / f"client-{key}"
         folder.mkdir(exist_ok=True)
         host_key = (self.folder / "host.pub").read_text(encoding="ascii")
         known = folder / "known_hosts"
-        known.write_text(f"[127.0.0.1]:{port or self.port} {host_key}", encoding="ascii")
+        known.write_text(f"[127.0.0.1]:* {host_key}", encoding="ascii")  # a wire has its own port
         config = folder / "config"
         config.write_text(
             f"Host *\n  IdentityFile {self.folder / key}\n  IdentitiesOnly yes\n"
@@ -42,9 +44,7 @@ class SshServer:
             encoding="ascii",
         )
         script = folder / "ssh"
-        script.write_text(
-            f'#!/bin/sh\nexec {shutil.which("ssh")} -F {config} "$@"\n', encoding="ascii"
-        )
+        script.write_text(f'#!/bin/sh\nexec {self.program} -F {config} "$@"\n', encoding="ascii")
         script.chmod(0o755)
         return folder
 
@@ -56,8 +56,11 @@ def ssh_server(room: Room, folder: Path) -> Iterator[SshServer]:
     Raises: DeviceError when the server does not start.
     """
     program = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-    if program is None:
-        raise DeviceError("'sshd' is not installed: apt-get install openssh-server")
+    client = shutil.which("ssh")
+    if program is None or client is None:
+        raise DeviceError(
+            "'sshd' and 'ssh' are needed: apt-get install openssh-server openssh-client"
+        )
     Path("/run/sshd").mkdir(exist_ok=True)  # where sshd gives up its rights to
     for name in ("host", "user", "stranger"):
         words = ("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name))
@@ -67,7 +70,7 @@ def ssh_server(room: Room, folder: Path) -> Iterator[SshServer]:
     server = subprocess.Popen([program, "-D", "-f", str(config), "-E", str(folder / "log")])
     try:
         _wait_for(server, folder / "log")
-        yield SshServer(port=port, folder=folder)
+        yield SshServer(port=port, folder=folder, program=client)
     finally:
         server.terminate()
         server.wait()

@@ -38,11 +38,10 @@ def test_a_bundle_is_checked_on_the_board(
 
 
 def test_a_cut_transfer_fails_clearly_and_goes_on(
-    arm_bundle: ArmBuild, board: str, server: SshServer, monkeypatch: pytest.MonkeyPatch
+    arm_bundle: ArmBuild, board: str, server: SshServer
 ) -> None:
     bundle = arm_bundle("f16")
     with breaking_wire(server.port, after_bytes=6 << 20) as port:
-        monkeypatch.setenv("PATH", f"{server.client(port=port)}:{os.environ['PATH']}")
         link = open_device(f"ssh://root@127.0.0.1:{port}", Settings(timeout_s=60), silent)
         visit = Visit(link, 60, silent)
         with pytest.raises(DeviceError, match="MiB had arrived and stay there: run the same"):
@@ -62,7 +61,7 @@ def test_a_stranger_is_told_that_the_key_is_wrong(
     outcome = command("device", "describe", f"ssh://root@127.0.0.1:{server.port}")
     assert outcome.code == 2
     assert "Permission denied (publickey)" in outcome.error
-    assert "does 'ssh root@127.0.0.1 true' work?" in outcome.error
+    assert f"does 'ssh -p {server.port} root@127.0.0.1 true' work?" in outcome.error
 
 
 def test_a_full_board_is_told_before_the_bundle_is_sent(
