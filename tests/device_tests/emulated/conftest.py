@@ -5,6 +5,7 @@ MLLM_REQUIRE_EMULATION=1 makes a machine that lacks them a failure, as CI wants 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -15,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from mllm_export.bundle import Bundle, open_bundle
-from mllm_export.commands.opening import reference_evaluation
 from mllm_export.device_tests.emulation.cpu import load_cpu
 from mllm_export.device_tests.emulation.machine import TOOLS, set_up
 from mllm_export.device_tests.stand_ins.adb import adb_client, adb_device
@@ -24,9 +24,6 @@ from mllm_export.device_tests.stand_ins.ssh import SshServer, ssh_server
 from mllm_export.progress import silent
 
 STAND_INS = ("qemu-aarch64-static", "sshd", "ssh", "adb", "mount")
-QUESTIONS = 60
-"""Of the evaluation file, that a bundle is checked with: enough to be a trained model's."""
-
 ArmBuild = Callable[[str], Bundle]
 
 
@@ -47,32 +44,25 @@ def _path() -> str:
 
 
 @pytest.fixture(scope="session")
-def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first of the held-out questions, beside their pictures."""
-    whole = reference_evaluation()
-    folder = tmp_path_factory.mktemp("evaluation")
-    lines = whole.read_text(encoding="utf-8").splitlines()[:QUESTIONS]
-    (folder / "questions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    for picture in whole.parent.glob("*.png"):
-        shutil.copy2(picture, folder)
-    return folder / "questions.jsonl"
-
-
-@pytest.fixture(scope="session")
-def arm_bundle(tmp_path_factory: pytest.TempPathFactory, evaluation: Path) -> ArmBuild:
-    """The reference's bundles for linux-arm64, built once for each recipe."""
-    folder = tmp_path_factory.mktemp("arm")
+def arm_bundle(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> ArmBuild:
+    """The reference's bundles for linux-arm64, built once for all processes of a run."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "arm-bundles"
+    folder.mkdir(exist_ok=True)
 
     def build(recipe: str) -> Bundle:
         out = folder / recipe
-        if not out.exists():
-            words = ("build", "reference", "--target", "linux-arm64", "--recipe", recipe)
-            more = ("-o", str(out), "--evaluation", str(evaluation))
-            subprocess.run(
-                [sys.executable, "-m", "mllm_export", *words, *more],
-                check=True,
-                capture_output=True,
-            )
+        with (folder / f"{recipe}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not out.exists():
+                words = ("build", "reference", "--target", "linux-arm64", "--recipe", recipe)
+                subprocess.run(
+                    [sys.executable, "-m", "mllm_export", *words, "-o", str(out)],
+                    check=True,
+                    capture_output=True,
+                )
         return open_bundle(out)
 
     return build

@@ -12,6 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 from mllm_export.bundle import Bundle, describe_file, open_bundle, write_manifest
+from mllm_export.commands.opening import reference_evaluation
 from mllm_export.device_tests.device import Settings, open_device
 from mllm_export.device_tests.device_report import device_report
 from mllm_export.errors import BundleError, DeviceError
@@ -33,9 +34,9 @@ def visit(bundle: Bundle, device: str, evaluation: Path | None = None) -> Report
 @pytest.mark.parametrize("cpu", CPUS)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_core_computes_what_this_machine_computes(
-    arm_bundle: ArmBuild, evaluation: Path, recipe: str, cpu: str
+    arm_bundle: ArmBuild, recipe: str, cpu: str
 ) -> None:
-    report = visit(arm_bundle(recipe), f"qemu:{cpu}", evaluation)
+    report = visit(arm_bundle(recipe), f"qemu:{cpu}", reference_evaluation())
     assert report.passed, report.rungs[0].reason
     assert report.rungs[0].samples == 3 + 3 + 9
 
