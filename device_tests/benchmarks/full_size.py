@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
@@ -55,10 +56,15 @@ def write_apart(folder: Path, model: TinyModel) -> Path:
 
 
 def measure(checkpoint: Path, recipe: str, target: str, out: Path) -> Measured:
-    """Build once.
+    """Build once, as the child of a fresh process: this one's own memory is not counted.
 
     Raises: RuntimeError with what the build said when it fails.
     """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+        return fresh.submit(_measure, checkpoint, recipe, target, out).result()
+
+
+def _measure(checkpoint: Path, recipe: str, target: str, out: Path) -> Measured:
     command = [sys.executable, "-m", "mllm_export", "build", str(checkpoint), "--target", target]
     started = time.monotonic()
     process = subprocess.Popen(

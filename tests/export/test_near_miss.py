@@ -24,8 +24,8 @@ CASES = {
     "a projector that nobody has": (
         {"model_type": "llava_llama2", "hidden_size": 4096, "mm_projector_type": "mlp3x_gelu",
          "mm_vision_tower": CLIP},
-        ("projector 'mlp3x_gelu' is missing (known: ldp, ldpv2, linear, mlp2x_gelu; one file in "
-         "export/projectors)",),
+        ("projector 'mlp3x_gelu' is missing (known: ", " ldp, ldpv2, linear, mlp2x_gelu; one file "
+         "in export/projectors)"),
     ),
     "MobileVLM's word for LDP": (
         {"model_type": "x", "mm_projector_type": "ldpnetv2"}, ("projector 'ldpnetv2' is there",),
