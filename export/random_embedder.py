@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,25 +39,17 @@ def write_random_embedder(
     return folder
 
 
-def write_clip_tokenizer(folder: Path, vocab: int = 600) -> None:
-    """CLIP's vocab.json and merges.txt, of a few words; the end token comes last."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+def write_clip_tokenizer(folder: Path) -> None:
+    """CLIP's vocab.json and merges.txt, of a few words; the end token comes last.
 
-    made = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    made.normalizer = normalizers.Lowercase()
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab, end_of_word_suffix="</w>", initial_alphabet=sorted(alphabet),
-        show_progress=False,
-    )  # fmt: skip
-    made.train_from_iterator(_TEXTS * 4, trainer)
-    merges = json.loads(made.to_str())["model"]["merges"]
-    pairs = [m if isinstance(m, list) else m.split(" ") for m in merges]
-    signs = sorted(alphabet)
+    The same bytes every time: a trainer's order of equal pairs depends on the run.
+    """
+    from tokenizers import pre_tokenizers
+
+    signs = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pairs = _pairs()
     tokens = [*signs, *(f"{s}</w>" for s in signs), *("".join(pair) for pair in pairs)]
-    tokens = list(dict.fromkeys(tokens))
-    words = [*tokens, "<|startoftext|>", "<|endoftext|>"]
+    words = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(
         json.dumps({token: at for at, token in enumerate(words)}), encoding="utf-8"
     )
@@ -62,11 +57,23 @@ def write_clip_tokenizer(folder: Path, vocab: int = 600) -> None:
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def write_siglip_tokenizer(folder: Path, vocab: int = 300) -> None:
-    """A unigram tokenizer.json with SigLIP's steps: lower case, no punctuation, </s> as id 1."""
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+def _pairs() -> list[tuple[str, str]]:
+    """Merges that make every word of the texts, letter by letter from its beginning."""
+    found: dict[tuple[str, str], None] = {}
+    for word in sorted({word for text in _TEXTS for word in re.findall(r"\w+", text)}):
+        letters = (*word[:-1], f"{word[-1]}</w>")
+        found.update({(word[:at], letters[at]): None for at in range(1, len(word))})
+    return list(found)
 
-    made = Tokenizer(models.Unigram())
+
+def write_siglip_tokenizer(folder: Path) -> None:
+    """A unigram tokenizer.json with SigLIP's steps: lower case, no punctuation, </s> as id 1.
+
+    The same bytes every time: its words are counted here, for the trainer's depend on the run.
+    """
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+    made = Tokenizer(models.Unigram(_unigrams(), unk_id=2))
     made.normalizer = normalizers.Sequence(
         [
             normalizers.Lowercase(),
@@ -76,9 +83,17 @@ def write_siglip_tokenizer(folder: Path, vocab: int = 300) -> None:
         ]
     )
     made.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=vocab, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>",
-        show_progress=False,
-    )  # fmt: skip
-    made.train_from_iterator(_TEXTS * 4, trainer)
+    made.add_special_tokens(["<pad>", "</s>", "<unk>"])
     made.save(str(folder / "tokenizer.json"))
+
+
+def _unigrams() -> list[tuple[str, float]]:
+    """Pieces and log probabilities: special tokens, whole words, then their letters."""
+    words = Counter(f"\u2581{word}" for text in _TEXTS for word in re.findall(r"\w+", text))
+    letters = Counter("".join(words))
+    total = sum(words.values()) + sum(letters.values())
+    counted = [*sorted(words.items()), *sorted(letters.items())]
+    pieces = dict.fromkeys(["<pad>", "</s>", "<unk>"], 0.0)
+    for piece, count in counted:
+        pieces.setdefault(piece, math.log(count / total))
+    return list(pieces.items())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +87,20 @@ def write(plan, reading, checkpoint, out, finish=lambda *_: "unchecked"):
 
 def status(report):
     return {rung.name: rung.status for rung in report.rungs}
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_a_random_checkpoint_is_the_same_in_every_run(tmp_path, name):
+    # In processes of their own: what differs is the order in which a hash table is walked.
+    lines = (
+        "from pathlib import Path; import sys, tiny_embedders as tiny; "
+        f"tiny.{name}(Path(sys.argv[1]))"
+    )
+    for folder in ("one", "two"):
+        command = [sys.executable, "-c", lines, str(tmp_path / folder)]
+        subprocess.run(command, check=True, cwd=Path(tiny.__file__).parent)
+    for file in sorted((tmp_path / "one").iterdir()):
+        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes(), file.name
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -19,6 +19,11 @@ VISION = {
     "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "image_size": 32, "patch_size": 8,
 }  # fmt: skip
+_SEEING = 10
+"""A seed whose scores depend on the picture: 0.21 nats and more, 0.007 with seed 0.
+
+float16 alone moves scores of this temperature by 1e-4 nats, two percent of the latter.
+"""
 TEXT = {
     "hidden_size": 40, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4,
     "max_position_embeddings": 16,
@@ -48,13 +53,13 @@ def siglip(folder: Path, **changes: object) -> Path:
     text = {**TEXT, "hidden_size": 48, "vocab_size": len(words), "max_position_embeddings": 48}
     config = SiglipConfig(vision_config=VISION, text_config=text)
     scalars = {"logit_scale": (4.5, (1,)), "logit_bias": (-1.5, (1,))}
-    return _save(folder, SiglipModel(config), config, scalars, **changes)
+    return _save(folder, SiglipModel(config), config, scalars, _SEEING, **changes)
 
 
-def _save(folder, model, config, scalars, **changes):
+def _save(folder, model, config, scalars, seed=0, **changes):
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters() if n not in scalars}
     plain = {**json.loads(config.to_json_string()), **changes}
-    return write_random_embedder(folder, plain, shapes, scalars=scalars)
+    return write_random_embedder(folder, plain, shapes, seed=seed, scalars=scalars)
 
 
 NAMED = {"model_args": {"depth": 2, "img_size": 96}}
