@@ -16,6 +16,7 @@ _TEXTS = (
     "a photo of a red circle. a photo of a blue square. this is a photo of a green triangle.",
     "the quick brown fox jumps over the lazy dog; 0 1 2 3 4 5 6 7 8 9",
 )
+_SPECIAL = ["<pad>", "</s>", "<unk>"]
 
 
 def write_random_embedder(
@@ -57,10 +58,15 @@ def write_clip_tokenizer(folder: Path) -> None:
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def _words() -> list[str]:
+    """Of the texts, as often as they stand there."""
+    return [word for text in _TEXTS for word in re.findall(r"\w+", text)]
+
+
 def _pairs() -> list[tuple[str, str]]:
     """Merges that make every word of the texts, letter by letter from its beginning."""
     found: dict[tuple[str, str], None] = {}
-    for word in sorted({word for text in _TEXTS for word in re.findall(r"\w+", text)}):
+    for word in sorted(set(_words())):
         letters = (*word[:-1], f"{word[-1]}</w>")
         found.update({(word[:at], letters[at]): None for at in range(1, len(word))})
     return list(found)
@@ -73,7 +79,7 @@ def write_siglip_tokenizer(folder: Path) -> None:
     """
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-    made = Tokenizer(models.Unigram(_unigrams(), unk_id=2))
+    made = Tokenizer(models.Unigram(_unigrams(), unk_id=_SPECIAL.index("<unk>")))
     made.normalizer = normalizers.Sequence(
         [
             normalizers.Lowercase(),
@@ -83,17 +89,16 @@ def write_siglip_tokenizer(folder: Path) -> None:
         ]
     )
     made.pre_tokenizer = pre_tokenizers.Metaspace()
-    made.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    made.add_special_tokens(_SPECIAL)
     made.save(str(folder / "tokenizer.json"))
 
 
 def _unigrams() -> list[tuple[str, float]]:
     """Pieces and log probabilities: special tokens, whole words, then their letters."""
-    words = Counter(f"\u2581{word}" for text in _TEXTS for word in re.findall(r"\w+", text))
+    words = Counter(f"\u2581{word}" for word in _words())
     letters = Counter("".join(words))
-    total = sum(words.values()) + sum(letters.values())
-    counted = [*sorted(words.items()), *sorted(letters.items())]
-    pieces = dict.fromkeys(["<pad>", "</s>", "<unk>"], 0.0)
-    for piece, count in counted:
-        pieces.setdefault(piece, math.log(count / total))
-    return list(pieces.items())
+    total = words.total() + letters.total()
+    counted = (*sorted(words.items()), *sorted(letters.items()))
+    return [(token, 0.0) for token in _SPECIAL] + [
+        (piece, math.log(count / total)) for piece, count in counted
+    ]
