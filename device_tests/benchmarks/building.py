@@ -11,35 +11,25 @@ a folder of its own, since the converter knows no multimodal checkpoint.
 from __future__ import annotations
 
 import ctypes
-import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-import numpy as np
 import typer
 
 from mllm_export.checkpoint import Checkpoint
-from mllm_export.export.family import Reading, read_spec
-from mllm_export.export.parts import Array
+from mllm_export.device_tests.language_model import copy_language_model
+from mllm_export.export.family import read_spec
 from mllm_export.records import record
-from mllm_export.shards import numpy_dtype
-
-if TYPE_CHECKING:
-    import torch
 
 RECIPES = ("f16", "q8_0", "q4_0", "q4_k_m")
 _FILE_TYPES = {"q4_0": 2, "q8_0": 7, "q4_k_m": 15}
 """Source: llama.h, enum llama_ftype."""
-_SHARD_BYTES = 2 << 30
-_ARCHITECTURES = {"llama": ("LlamaForCausalLM", "llama"), "phi": ("PhiForCausalLM", "phi")}
-"""Decoder kind to what the converter looks for in config.json."""
 
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -166,60 +156,6 @@ def _median(runs: Iterable[Run]) -> str:
     seconds = statistics.median(run.seconds for run in runs)
     cpu = statistics.median(run.cpu_seconds for run in runs)
     return f"{seconds:.1f} s | {cpu:.1f} s | {max(run.peak_mib for run in runs)} MiB"
-
-
-def copy_language_model(checkpoint: Path, folder: Path) -> Path:
-    """The decoder's tensors under their published names, with a config of their own."""
-    source = Checkpoint(checkpoint)
-    reading = read_spec(source)
-    if not (folder / "config.json").exists():
-        folder.mkdir(exist_ok=True)
-        _copy_tensors(source, reading, folder)
-        for path in checkpoint.iterdir():
-            if "token" in path.name:
-                shutil.copyfile(path, folder / path.name)
-        architecture, model_type = _ARCHITECTURES[reading.spec.decoder.kind]
-        config = json.loads((checkpoint / "config.json").read_bytes())
-        config |= {"architectures": [architecture], "model_type": model_type}
-        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return folder
-
-
-def _copy_tensors(source: Checkpoint, reading: Reading, folder: Path) -> None:
-    from safetensors.torch import save_file
-
-    parts = reading.weights.part("decoder")
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(_shards(source, parts)):
-        file = f"model-{number:05d}.safetensors"
-        tensors = {name: _as_torch(source.read(parts[name])) for name in names}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(names, file))
-    index = {"metadata": {}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-
-
-def _as_torch(values: Array) -> torch.Tensor:
-    import torch
-
-    copied = np.array(values)
-    if copied.dtype == numpy_dtype("bfloat16"):
-        return torch.from_numpy(copied.view(np.uint16)).view(torch.bfloat16)
-    return torch.from_numpy(copied)
-
-
-def _shards(source: Checkpoint, parts: dict[str, str]) -> Iterator[list[str]]:
-    """Names in groups that fit in memory twice."""
-    group: list[str] = []
-    size = 0
-    for name, published in parts.items():
-        group.append(name)
-        size += source.read(published).nbytes
-        if size > _SHARD_BYTES:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
 
 
 if __name__ == "__main__":

@@ -1,139 +1,22 @@
-"""llama.cpp's own multimodal path: libmtmd with the mmproj file, libllama with the same decoder."""
+"""llama.cpp's own multimodal path: libmtmd with the mmproj file, libllama with the decoder."""
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from time import perf_counter
-from typing import Any
-
-import llama_cpp
-import numpy as np
-from llama_cpp import mtmd_cpp
-from PIL import Image
 
 from mllm_export.bundle import open_bundle
-from mllm_export.device_tests.peer import Ask, Errand, Opened, Spent, required
-from mllm_export.errors import CheckError
-from mllm_export.spec import IMAGE_ID
-
-_BATCH = 512
-
-
-class LlamaCpp:
-    """A model, a context of one sequence, and the tower's context."""
-
-    def __init__(self, decoder: Path, mmproj: Path, threads: int, context_tokens: int) -> None:
-        """Load both files. Raises: CheckError when one is refused."""
-        llama_cpp.llama_backend_init()
-        params = llama_cpp.llama_model_default_params()
-        params.n_gpu_layers = 0
-        # The same guard as in the runtime: without it a quantized model may end the process.
-        params.use_extra_bufts = b"AMX_INT8 = 1" not in llama_cpp.llama_print_system_info()
-        self._model = llama_cpp.llama_model_load_from_file(str(decoder).encode(), params)
-        context = llama_cpp.llama_context_default_params()
-        context.n_ctx, context.n_batch, context.n_ubatch = context_tokens, _BATCH, _BATCH
-        context.n_threads = context.n_threads_batch = threads
-        self._context = llama_cpp.llama_init_from_model(self._model, context)
-        tower = mtmd_cpp.mtmd_context_params_default()
-        tower.use_gpu, tower.n_threads, tower.warmup = False, threads, False
-        self._tower = mtmd_cpp.mtmd_init_from_file(str(mmproj).encode(), self._model, tower)
-        if not (self._model and self._context and self._tower):
-            raise CheckError(f"llama.cpp refuses {decoder.name} or {mmproj.name}")
-        self._vocab_size = llama_cpp.llama_vocab_n_tokens(
-            llama_cpp.llama_model_get_vocab(self._model)
-        )
-        self._position = 0
-
-    def answer(self, ask: Ask, tokens: int) -> Spent:
-        """See `Opened`."""
-        start = perf_counter()
-        chunks, image = self._chunks(ask.picture)
-        cut = perf_counter()
-        self._require(mtmd_cpp.mtmd_encode_chunk(self._tower, image) == 0, "the picture")
-        seen = perf_counter()
-        token = self._prefill(ask.ids, image)
-        read = perf_counter()
-        for _ in range(tokens):
-            token = self._decode([token], last=True)
-        done = perf_counter()
-        # Its own programs evaluate the next question's whole prompt; the embeddings are kept.
-        self._prefill(ask.second_ids, image)
-        second = perf_counter()
-        mtmd_cpp.mtmd_input_chunks_free(chunks)
-        return Spent(
-            preprocess_ms=1000 * (cut - start),
-            tower_ms=1000 * (seen - cut),
-            prefill_ms=1000 * (read - seen),
-            decode_ms=1000 * (done - read) / tokens,
-            second_ms=1000 * (second - done),
-        )
-
-    def _chunks(self, picture: Path) -> tuple[Any, Any]:
-        """The picture, cut and scaled by the library: its chunks, and the image among them."""
-        with Image.open(picture) as opened:
-            pixels = np.ascontiguousarray(opened.convert("RGB"))
-        data = pixels.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        bitmap = mtmd_cpp.mtmd_bitmap_init(pixels.shape[1], pixels.shape[0], data)
-        part = mtmd_cpp.mtmd_input_part(text=None, bitmap=bitmap)
-        parts = (ctypes.POINTER(mtmd_cpp.mtmd_input_part) * 1)(ctypes.pointer(part))
-        chunks = mtmd_cpp.mtmd_input_chunks_init()
-        refused = mtmd_cpp.mtmd_tokenize_from_parts(self._tower, chunks, parts, 1, False)
-        mtmd_cpp.mtmd_bitmap_free(bitmap)
-        self._require(not refused, "the picture")
-        for number in range(mtmd_cpp.mtmd_input_chunks_size(chunks)):
-            chunk = mtmd_cpp.mtmd_input_chunks_get(chunks, number)
-            if mtmd_cpp.mtmd_input_chunk_get_type(chunk) == mtmd_cpp.MTMD_INPUT_CHUNK_TYPE_IMAGE:
-                return chunks, chunk
-        raise CheckError("llama.cpp made no image chunk of the picture")
-
-    def _prefill(self, ids: Sequence[int], image: Any) -> int:
-        """The whole prompt from an empty cache; the first token of the answer."""
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), False)
-        self._position = 0
-        place = list(ids).index(IMAGE_ID)
-        self._decode(ids[:place], last=False)
-        after = llama_cpp.llama_pos(0)
-        failed = mtmd_cpp.mtmd_helper_decode_image_chunk(
-            self._tower,
-            self._context,
-            image,
-            mtmd_cpp.mtmd_get_output_embd(self._tower),
-            self._position,
-            0,
-            _BATCH,
-            ctypes.byref(after),
-            mtmd_cpp.mtmd_helper_post_decode_callback(),
-            None,
-        )
-        self._require(not failed, "the image embeddings")
-        self._position = after.value
-        return self._decode(ids[place + 1 :], last=True)
-
-    def _decode(self, ids: Sequence[int], last: bool) -> int:
-        """Token ids after what stands in the cache; the likeliest next one where asked."""
-        tokens = (llama_cpp.llama_token * len(ids))(*ids)
-        batch = llama_cpp.llama_batch_get_one(tokens, len(ids))
-        self._require(llama_cpp.llama_decode(self._context, batch) == 0, "a batch")
-        self._position += len(ids)
-        if not last:
-            return -1
-        logits = llama_cpp.llama_get_logits_ith(self._context, -1)
-        return int(np.ctypeslib.as_array(logits, (self._vocab_size,)).argmax())
-
-    def _require(self, held: bool, what: str) -> None:
-        if not held:
-            raise CheckError(f"llama.cpp could not run {what}")
+from mllm_export.device_tests.peer import Errand, Opened, Peer, required
 
 
 @contextmanager
 def open_llama_cpp(errand: Errand) -> Iterator[Opened]:
     """The bundle's decoder beside the mmproj file."""
-    mmproj = required(errand.files.mmproj, "an mmproj file (build with --mmproj)")
+    mmproj = required(errand.files, "mmproj")
     decoder = open_bundle(errand.files.bundle, verify=False).path("decoder")
-    yield LlamaCpp(decoder, mmproj, errand.threads, errand.context_tokens)
+    from mllm_export.device_tests.peers._libmtmd import LibMtmd
+
+    yield LibMtmd(decoder, mmproj, errand.threads, errand.context_tokens)
 
 
-PEER = open_llama_cpp
+PEER = Peer(title="llama.cpp's multimodal library", open=open_llama_cpp, needs=("mmproj",))

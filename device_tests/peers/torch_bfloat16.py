@@ -1,7 +1,5 @@
 """transformers on torch in bfloat16."""
 
-from functools import partial
+from mllm_export.device_tests.peers._torch import torch_peer
 
-from mllm_export.device_tests.peers._torch import open_torch
-
-PEER = partial(open_torch, precision="bfloat16")
+PEER = torch_peer("bfloat16")

@@ -136,3 +136,34 @@ HistoryOption = Annotated[
 WhenOption = Annotated[
     str, typer.Option("--when", metavar="T", help="Time to write there; the clock's unless given.")
 ]
+PeersOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--peers",
+        metavar="A,B",
+        help="Engines that answer the same beside ours: llama.cpp, llama_bench, torch, openvino.",
+    ),
+]
+PeerCheckpointOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--checkpoint", metavar="CKPT", help="With --peers torch: the original."),
+]
+LanguageModelOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--language-model",
+        metavar="DIR",
+        help="With --peers torch: the decoder alone as transformers reads it; by default copied "
+        "out of --checkpoint.",
+    ),
+]
+PeerMmprojOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--mmproj", metavar="FILE", help="With --peers llama.cpp; the bundle's own by default."
+    ),
+]
+PageOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--report", metavar="FILE", help="With --peers: write an HTML page with plots."),
+]

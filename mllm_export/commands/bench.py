@@ -11,6 +11,11 @@ from mllm_export.commands.arguments import (
     DeviceHomeOption,
     DevicePythonOption,
     JsonOption,
+    LanguageModelOption,
+    PageOption,
+    PeerCheckpointOption,
+    PeerMmprojOption,
+    PeersOption,
     TimeoutOption,
 )
 
@@ -29,12 +34,26 @@ def bench(
             "--device", metavar="D", help="local, qemu:CPU, ssh://user@host[:port] or adb:SERIAL."
         ),
     ] = "local",
-    repeats: Annotated[int, typer.Option(help="Timed answers after the warm-up.", min=1)] = 10,
+    repeats: Annotated[
+        Optional[int],  # noqa: UP045  (typer evaluates it on Python 3.10 too)
+        typer.Option(
+            help="Timed answers after the warm-up, 10 by default; rounds with --peers, then 5.",
+            min=1,
+        ),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=2)] = 24,
     threads: Annotated[
-        Optional[int],  # noqa: UP045  (typer evaluates it on Python 3.10 too)
-        typer.Option(help="CPU threads; the runtime's own choice by default.", min=1),
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="N[,N]",
+            help="CPU threads; the runtime's own choice by default. Several with --peers.",
+        ),
     ] = None,
+    peers: PeersOption = None,
+    checkpoint: PeerCheckpointOption = None,
+    language_model: LanguageModelOption = None,
+    mmproj: PeerMmprojOption = None,
+    report: PageOption = None,
     timeout: TimeoutOption = 600.0,
     device_python: DevicePythonOption = "",
     device_home: DeviceHomeOption = "",
@@ -42,19 +61,30 @@ def bench(
 ) -> None:
     """Time preprocess, load, tower, prefill, first token and decode: median and quartiles.
 
-    An emulated device has no times: its instructions are counted, and the least time they need on
-    the bundle's target is estimated.
+    With --peers, other engines answer the same on this machine, in turn with ours. An emulated
+    device has no times: its instructions are counted, and the least time they need on the
+    bundle's target is estimated.
     """
     from mllm_export.bundle import open_bundle
+    from mllm_export.commands.peering import ROUNDS, Beside, bench_beside, thread_counts
     from mllm_export.commands.there import Place, refuse_alone
     from mllm_export.device_tests.bench import bench as measure
     from mllm_export.device_tests.cost import measure_cost
     from mllm_export.embedder import is_embedder
+    from mllm_export.errors import DeviceError
     from mllm_export.records import to_json
 
     place = Place(device=device, timeout_s=timeout, python=device_python, home=device_home)
     if is_embedder(bundle):
         refuse_alone(place, bundle)
+    counts = thread_counts(threads)
+    beside = Beside.asked(peers, checkpoint, language_model, mmproj, report)
+    if beside is not None:
+        beside.require_here(place)
+        bench_beside(bundle, beside, counts, repeats or ROUNDS, max_tokens, as_json)
+        return
+    if counts is not None and len(counts) > 1:
+        raise DeviceError(f"--threads {threads}: several counts need --peers")
     opened = open_bundle(bundle)
     with place.reach() as (link, progress):
         found = (
@@ -63,9 +93,9 @@ def bench(
             else measure(
                 opened,
                 link,
-                repeats=repeats,
+                repeats=repeats or 10,
                 max_tokens=max_tokens,
-                threads=threads,
+                threads=counts[0] if counts else None,
                 timeout_s=timeout,
                 progress=progress,
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.resources import files
 
 from mllm_export.report import Measurement, Report
@@ -28,15 +28,6 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 def to_html(report: Report) -> str:
     """The whole page, also well-formed XML; the same report gives the same bytes."""
-    style = (files("mllm_export.reports") / "report.css").read_text(encoding="utf-8")
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("title", f"{_word(report)}: parity of {report.model}, {report.recipe}"),
-        element("style", Markup(f"\n{style}")),
-    )
     sections = (
         _header(report),
         ladder_section(report),
@@ -47,6 +38,20 @@ def to_html(report: Report) -> str:
         frontier_section(report),
         latency_section(report),
         _origin(report),
+    )
+    return page(f"{_word(report)}: parity of {report.model}, {report.recipe}", sections)
+
+
+def page(title: str, sections: Iterable[Markup]) -> str:
+    """Sections in our style, in one file that a browser keeps to itself."""
+    style = (files("mllm_export.reports") / "report.css").read_text(encoding="utf-8")
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("title", title),
+        element("style", Markup(f"\n{style}")),
     )
     body = element("body", element("main", *(Markup(f"\n{one}") for one in sections if one)))
     return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"

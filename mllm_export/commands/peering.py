@@ -1,0 +1,161 @@
+"""`mllm-export bench --peers`: the runtime beside other engines on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from mllm_export.errors import CheckError
+from mllm_export.records import record
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mllm_export.commands.there import Place
+    from mllm_export.side_by_side import AtThreads, SideBySide
+
+ROUNDS = 5
+
+
+@record
+class Beside:
+    """What `--peers` asks for, and where the peers' files are."""
+
+    peers: str
+    checkpoint: str | None
+    language_model: Path | None
+    mmproj: Path | None
+    report: Path | None
+
+    @staticmethod
+    def asked(
+        peers: str | None,
+        checkpoint: str | None,
+        language_model: Path | None,
+        mmproj: Path | None,
+        report: Path | None,
+    ) -> Beside | None:
+        """None without --peers; options for them are a mistake then.
+
+        Raises: CheckError.
+        """
+        if peers is not None:
+            return Beside(
+                peers=peers,
+                checkpoint=checkpoint,
+                language_model=language_model,
+                mmproj=mmproj,
+                report=report,
+            )
+        if any(one is not None for one in (checkpoint, language_model, mmproj, report)):
+            raise CheckError("--checkpoint, --language-model, --mmproj and --report need --peers")
+        return None
+
+    def require_here(self, place: Place) -> None:
+        """Raises: CheckError for another device than this machine."""
+        if place.device != "local":
+            raise CheckError(
+                f"--peers run on this machine alone, not on {place.device}; leave --device out"
+            )
+
+
+def thread_counts(text: str | None) -> list[int] | None:
+    """`1,2` as numbers; None where nothing was given.
+
+    Raises: CheckError for what are no numbers of threads.
+    """
+    if text is None:
+        return None
+    words = text.split(",")
+    if not all(word.strip().isdecimal() and int(word) for word in words):
+        raise CheckError(f"--threads is '{text}', needed: numbers of at least 1, such as 2 or 1,2")
+    return [int(word) for word in words]
+
+
+def bench_beside(
+    bundle: Path,
+    beside: Beside,
+    threads: list[int] | None,
+    rounds: int,
+    tokens: int,
+    as_json: bool,
+) -> None:
+    """Run all in turn, show the table, write the page.
+
+    Raises: CheckError for a peer that is none, or cannot run.
+    """
+    from mllm_export.bundle import open_bundle
+    from mllm_export.device_tests.peer import named_peers
+    from mllm_export.device_tests.peer_files import gathered
+    from mllm_export.device_tests.side_by_side import side_by_side
+    from mllm_export.records import to_json
+    from mllm_export.reports.side_by_side import to_html
+    from mllm_export.runtimes.machine import usable_cores
+    from mllm_export.terminal import ProgressBars
+
+    names, opened = named_peers(beside.peers), open_bundle(bundle)
+    checkpoint = _checkpoint(beside.checkpoint)
+    with (
+        ProgressBars() as progress,
+        gathered(opened, names, checkpoint, beside.language_model, beside.mmproj) as files,
+    ):
+        found = side_by_side(
+            opened,
+            names,
+            files,
+            threads=threads or [usable_cores()],
+            rounds=rounds,
+            tokens=tokens,
+            progress=progress,
+        )
+    if as_json:
+        typer.echo(to_json(found), nl=False)
+    else:
+        _show(found)
+    if beside.report is not None:
+        beside.report.write_text(to_html(found), encoding="utf-8")
+
+
+def _checkpoint(name: str | None) -> Path | None:
+    """A folder, or one that comes with the package."""
+    from mllm_export.commands.opening import SHIPPED, reference_folder
+
+    if name is None:
+        return None
+    return reference_folder(name) if name in SHIPPED else Path(name)
+
+
+def _show(found: SideBySide) -> None:
+    from mllm_export.reports.side_by_side import bandwidth_text
+    from mllm_export.side_by_side import TOLD
+    from mllm_export.terminal import stdout
+
+    console = stdout()
+    for run in found.runs:
+        console.print(_table(found, run))
+        console.print(bandwidth_text(run.bandwidth), markup=False)
+    console.print(
+        f"{found.machine}; {found.rounds} rounds, a prompt of {found.prompt_positions} positions, "
+        f"{found.tokens} tokens after the first. {TOLD}",
+        markup=False,
+    )
+
+
+def _table(found: SideBySide, run: AtThreads) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from mllm_export.reports.side_by_side import cell_text
+
+    threads = f"{run.threads} thread{'' if run.threads == 1 else 's'}"
+    table = Table(
+        title=escape(f"{found.model}, {found.recipe}: {threads}; in brackets ours over it")
+    )
+    table.add_column("stage")
+    for engine in found.engines:
+        table.add_column(escape(engine.name), justify="right")
+    for stage in run.stages:
+        table.add_row(f"{stage.name}, {stage.unit}", *map(cell_text, stage.cells))
+    return table
