@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mllm_export.commands.opening import reference_folder
-from mllm_export.device_tests.bandwidth import Rates
+from mllm_export.device_tests.bandwidth import Rates, token_bytes
 from mllm_export.device_tests.peer import (
     OURS,
     PEERS,
@@ -187,7 +187,7 @@ def test_all_that_run_here_are_set_beside_ours(reference_bundle: Build) -> None:
         assert has == [True, without_picture, True], stage.name
         assert all(cell.median > 0 for cell in stage.cells if cell)
     assert 0 < run.bandwidth.of_copy < 20
-    assert run.bandwidth.token_bytes < bundle.path("decoder").stat().st_size
+    assert run.bandwidth.token_bytes == token_bytes(bundle, found.prompt_positions + 2)
     assert found.prompt_positions > 144
     assert (told[-1].done, told[-1].total) == (3, 3)
     assert not Path(str(files.language_model)).exists(), "the copy of the decoder is gone"
