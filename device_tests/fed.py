@@ -7,11 +7,12 @@ from itertools import zip_longest
 
 import numpy as np
 
+from mllm_export.device_tests.passing_decoder import PassingDecoder
 from mllm_export.runtimes.engines import Decoder, Floats, Segment
 from mllm_export.spec import IMAGE_ID
 
 
-class SeenDecoder:
+class SeenDecoder(PassingDecoder):
     """A decoder that keeps what its last sequence began with.
 
     Source: the protocol is `mllm_export.runtimes.engines.Decoder`.
@@ -19,54 +20,32 @@ class SeenDecoder:
 
     def __init__(self, decoder: Decoder) -> None:
         """Everything is passed on to `decoder`."""
-        self._decoder = decoder
+        self._seen = decoder
         self.fed: tuple[Segment, ...] = ()
+
+    @property
+    def _decoder(self) -> Decoder:
+        return self._seen
 
     @property
     def context_tokens(self) -> int:
         """Positions that prompt and answer may take together."""
-        return self._decoder.context_tokens
-
-    @property
-    def positions(self) -> int:
-        """Positions taken now."""
-        return self._decoder.positions
-
-    @property
-    def reused_positions(self) -> int:
-        """How many positions the last `evaluate` found in the KV cache."""
-        return self._decoder.reused_positions
-
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of one piece of text."""
-        return self._decoder.tokenize(text)
-
-    def piece(self, token_id: int) -> bytes:
-        """The bytes a token stands for."""
-        return self._decoder.piece(token_id)
-
-    def check(self, segments: Sequence[Segment]) -> None:
-        """Raises: EngineError for a prompt that `evaluate` would refuse."""
-        self._decoder.check(segments)
+        return self._seen.context_tokens
 
     def evaluate(self, segments: Sequence[Segment], all_logits: bool) -> Floats:
         """Start a new sequence."""
         self.fed = tuple(segments)
-        return self._decoder.evaluate(segments, all_logits)
-
-    def extend(self, token_id: int) -> Floats:
-        """Add one token to the sequence."""
-        return self._decoder.extend(token_id)
+        return super().evaluate(segments, all_logits)
 
     def forget(self) -> None:
         """Drop the sequence."""
         self.fed = ()
-        self._decoder.forget()
+        super().forget()
 
     def close(self) -> None:
         """Give the memory back."""
         self.fed = ()
-        self._decoder.close()
+        self._seen.close()
 
 
 def positions_off(fed: Sequence[Segment], ids: Sequence[int], images: Sequence[Floats]) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol, TypeVar
 
+from mllm_export.device_tests.passing_decoder import PassingDecoder
 from mllm_export.pages import trim_heap
-from mllm_export.runtimes.engines import Decoder, Floats, Segment, Tower
+from mllm_export.runtimes.engines import Decoder, Floats, Tower
 
 
 class _Closable(Protocol):
@@ -60,7 +61,7 @@ class PartTower:
         self._part.close()
 
 
-class PartDecoder:
+class PartDecoder(PassingDecoder):
     """A decoder that is opened when it is asked; see `mllm_export.runtimes.engines.Decoder`."""
 
     def __init__(self, part: OnePart, opening: Callable[[], Decoder], context_tokens: int) -> None:
@@ -72,40 +73,6 @@ class PartDecoder:
     @property
     def _decoder(self) -> Decoder:
         return self._part.get("decoder", self._opening)
-
-    @property
-    def positions(self) -> int:
-        """Positions taken now."""
-        return self._decoder.positions
-
-    @property
-    def reused_positions(self) -> int:
-        """Positions that the last prompt found in the KV cache."""
-        return self._decoder.reused_positions
-
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of one piece of text."""
-        return self._decoder.tokenize(text)
-
-    def piece(self, token_id: int) -> bytes:
-        """The bytes a token stands for."""
-        return self._decoder.piece(token_id)
-
-    def check(self, segments: Sequence[Segment]) -> None:
-        """Refuse a prompt that `evaluate` would refuse."""
-        self._decoder.check(segments)
-
-    def evaluate(self, segments: Sequence[Segment], all_logits: bool) -> Floats:
-        """Start a new sequence."""
-        return self._decoder.evaluate(segments, all_logits)
-
-    def extend(self, token_id: int) -> Floats:
-        """Add one token to the sequence."""
-        return self._decoder.extend(token_id)
-
-    def forget(self) -> None:
-        """Drop the sequence."""
-        self._decoder.forget()
 
     def close(self) -> None:
         """Give the memory back."""

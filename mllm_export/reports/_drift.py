@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 
 from mllm_export.report import LayerDrift, Report
-from mllm_export.reports._markup import NOTHING, Markup, element, group
+from mllm_export.reports._log_plot import Dot, log_scale
+from mllm_export.reports._markup import NOTHING, Markup, element
 from mllm_export.reports.figures import number
 
 _HEIGHT_PX = 150
@@ -43,10 +42,9 @@ def drift_section(report: Report) -> Markup:
 
 def _part(part: str, rows: Sequence[LayerDrift]) -> Markup:
     values = [_values(row) for row in rows]
-    low = math.floor(math.log10(min(min(pair) for pair in values)))
-    high = max(low + 1, math.ceil(math.log10(max(max(pair) for pair in values))))
+    scale = log_scale((value for pair in values for value in pair), _HEIGHT_PX, _MARGIN_PX)
     series = [
-        _line(rows, [pair[at] for pair in values], title, colour, low, high)
+        scale.line(_dots(rows, [pair[at] for pair in values], title), colour)
         for at, (title, colour) in enumerate(_SERIES)
     ]
     keys = [
@@ -54,15 +52,7 @@ def _part(part: str, rows: Sequence[LayerDrift]) -> Markup:
         for title, colour in _SERIES
     ]
     text = f"drift of {len(rows)} states of the {part}"
-    plot = element(
-        "svg",
-        *_decades(low, high),
-        *series,
-        class_="strip drift",
-        height=_HEIGHT_PX,
-        role="img",
-        aria_label=text,
-    )
+    plot = scale.plot((*scale.grid("6%"), *series), text)
     names = element("p", f"{rows[0].name} on the left, {rows[-1].name} on the right", class_="soft")
     return element("figure", element("h3", part), element("p", *keys), plot, names, _table(rows))
 
@@ -71,50 +61,15 @@ def _values(row: LayerDrift) -> tuple[float, float]:
     return max(row.relative_error, _FLOOR), max(1 - row.worst_cosine, _FLOOR)
 
 
-def _y(value: float, low: int, high: int) -> float:
-    share = (math.log10(value) - low) / (high - low)
-    return round(_HEIGHT_PX - _MARGIN_PX - share * (_HEIGHT_PX - 2 * _MARGIN_PX), 1)
-
-
 def _x(at: int, count: int) -> str:
     return f"{6 + 92 * (at / max(1, count - 1) if count > 1 else 0.5):.2f}%"
 
 
-def _decades(low: int, high: int) -> list[Markup]:
-    step = max(1, (high - low) // 6)
-    found = []
-    for power in range(low, high + 1, step):
-        y = _y(10.0**power, low, high)
-        found.append(element("line", class_="grid", x1="6%", x2="100%", y1=y, y2=y))
-        found.append(element("text", f"1e{power}", x=0, y=y + 4))
-    return found
-
-
-def _line(
-    rows: Sequence[LayerDrift],
-    values: Sequence[float],
-    title: str,
-    colour: str,
-    low: int,
-    high: int,
-) -> Markup:
-    places = [(_x(at, len(rows)), _y(value, low, high)) for at, value in enumerate(values)]
-    joins = [
-        element("line", class_=f"join {colour}", x1=x1, y1=y1, x2=x2, y2=y2)
-        for (x1, y1), (x2, y2) in itertools.pairwise(places)
+def _dots(rows: Sequence[LayerDrift], values: Sequence[float], title: str) -> list[Dot]:
+    return [
+        Dot(x=_x(at, len(rows)), value=value, title=f"{row.name}: {title} {number(value)}")
+        for at, (row, value) in enumerate(zip(rows, values, strict=True))
     ]
-    dots = [
-        element(
-            "circle",
-            element("title", f"{row.name}: {title} {number(value)}"),
-            class_=colour,
-            cx=x,
-            cy=y,
-            r=3.5,
-        )
-        for row, value, (x, y) in zip(rows, values, places, strict=True)
-    ]
-    return group((*joins, *dots))
 
 
 def _table(rows: Sequence[LayerDrift]) -> Markup:

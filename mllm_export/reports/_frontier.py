@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 
 from mllm_export.frontier import FrontierPoint, schemes_text
 from mllm_export.report import Report
-from mllm_export.reports._markup import NOTHING, Markup, element, group
+from mllm_export.reports._log_plot import Dot, log_scale
+from mllm_export.reports._markup import NOTHING, Markup, element
 from mllm_export.reports.figures import size_text
 
 _HEIGHT_PX = 190
@@ -46,71 +45,30 @@ def _keys() -> Markup:
 
 
 def _plot(points: Sequence[FrontierPoint]) -> Markup:
-    values = [max(v, _FLOOR_KL) for p in points for v in (p.predicted_kl, p.measured_kl)]
-    low = math.floor(math.log10(min(values)))
-    high = max(low + 1, math.ceil(math.log10(max(values))))
-    series = [
-        _line(points, [p.predicted_kl for p in points], "predicted", "c1", low, high),
-        _line(points, [p.measured_kl for p in points], "measured", "c0", low, high),
-    ]
-    return element(
-        "svg",
-        *_decades(low, high),
-        *series,
-        class_="strip drift",
-        height=_HEIGHT_PX,
-        role="img",
-        aria_label=f"loss against size of {len(points)} assignments",
+    predicted = _dots(points, [point.predicted_kl for point in points], "predicted")
+    measured = _dots(points, [point.measured_kl for point in points], "measured")
+    scale = log_scale((dot.value for dot in (*predicted, *measured)), _HEIGHT_PX, _MARGIN_PX)
+    return scale.plot(
+        (*scale.grid("8%"), scale.line(predicted, "c1"), scale.line(measured, "c0")),
+        f"loss against size of {len(points)} assignments",
     )
 
 
-def _line(
-    points: Sequence[FrontierPoint],
-    losses: Sequence[float],
-    title: str,
-    colour: str,
-    low: int,
-    high: int,
-) -> Markup:
-    places = [
-        (_x(points, point), _y(loss, low, high)) for point, loss in zip(points, losses, strict=True)
-    ]
-    joins = [
-        element("line", class_=f"join {colour}", x1=x1, y1=y1, x2=x2, y2=y2)
-        for (x1, y1), (x2, y2) in itertools.pairwise(places)
-    ]
-    dots = [
-        element(
-            "circle",
-            element("title", f"{size_text(point.size_bytes)}: {title} {loss:.2e} nats"),
-            class_=colour,
-            cx=x,
-            cy=y,
-            r=6 if point.chosen else 3.5,
+def _dots(points: Sequence[FrontierPoint], losses: Sequence[float], title: str) -> list[Dot]:
+    return [
+        Dot(
+            x=_x(points, point),
+            value=max(loss, _FLOOR_KL),
+            title=f"{size_text(point.size_bytes)}: {title} {loss:.2e} nats",
+            radius_px=6 if point.chosen else 3.5,
         )
-        for point, loss, (x, y) in zip(points, losses, places, strict=True)
+        for point, loss in zip(points, losses, strict=True)
     ]
-    return group((*joins, *dots))
-
-
-def _y(loss: float, low: int, high: int) -> float:
-    share = (math.log10(max(loss, _FLOOR_KL)) - low) / (high - low)
-    return round(_HEIGHT_PX - _MARGIN_PX - share * (_HEIGHT_PX - 2 * _MARGIN_PX), 1)
 
 
 def _x(points: Sequence[FrontierPoint], point: FrontierPoint) -> str:
     low, high = points[0].size_bytes, points[-1].size_bytes
     return f"{8 + 89 * (point.size_bytes - low) / max(1, high - low):.2f}%"
-
-
-def _decades(low: int, high: int) -> list[Markup]:
-    step = max(1, (high - low) // 6)
-    found = []
-    for power in range(low, high + 1, step):
-        y = _y(10.0**power, low, high)
-        found.append(element("line", class_="grid", x1="8%", x2="100%", y1=y, y2=y))
-        found.append(element("text", f"1e{power}", x=0, y=y + 4))
-    return found
 
 
 def _axis(points: Sequence[FrontierPoint]) -> Markup:
