@@ -9,8 +9,7 @@ untouched original over answers that follow calibration pictures.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +20,10 @@ import numpy.typing as npt
 
 from mllm_export.device_tests.calibration import calibration_pixels
 from mllm_export.device_tests.decoder_calibration import answer_ids
-from mllm_export.device_tests.diagnosis.kv_cache import RoundedCache
-from mllm_export.device_tests.diagnosis.walked import Walked
+from mllm_export.device_tests.diagnosis.kv_cache import rounding
 from mllm_export.device_tests.distributions import kl_divergence, log_softmax
 from mllm_export.device_tests.reference import REFERENCES, Floats, Forced
 from mllm_export.device_tests.samples import Question, Samples, read_calibration
-from mllm_export.errors import CheckError
 from mllm_export.export.artifact import part_reader
 from mllm_export.export.budget_options import (
     budget_options,
@@ -171,23 +168,9 @@ class Sensitivity:
             name = self._names[source]
             return changed[name] if name in changed else self._read(name)
 
-        with self._caching(kv):
+        with rounding(self._reference, kv):
             logits = self._reference.logits(sequences, read if changed else None)
         return [log_softmax(one) for one in logits]
-
-    def _caching(self, kind: str) -> AbstractContextManager[object]:
-        """While it lasts the original rounds keys and values to that type.
-
-        Raises: CheckError for an original whose layers cannot be given a cache.
-        """
-        if kind == "f32":
-            return nullcontext()
-        from mllm_export.device_tests.references._watch import watching
-
-        layers = Walked(self._reference).decoder_layers()
-        if not layers:
-            raise CheckError(f"the original of family '{self._spec.family}' shows no layers")
-        return watching(_give_cache(RoundedCache(kind), frozenset(layers)))
 
     def _forced(self, question: Question, embeds: Mapping[str, Floats]) -> Forced:
         reference = self._reference
@@ -196,13 +179,6 @@ class Sensitivity:
         ids = (*reference.prompt_ids(question.text), *follow)
         images = tuple(embeds[name] for name in question.pictures)
         return Forced(ids=tuple(ids[:-1]), images=images, rows=len(follow) + 4)
-
-
-def _give_cache(cache: RoundedCache, layers: frozenset[str]) -> Callable[..., Any]:
-    def give(prefix: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return (args, {**kwargs, "past_key_values": cache}) if prefix in layers else None
-
-    return give
 
 
 def _run(path: Path, pixels: Mapping[str, Floats]) -> dict[str, Floats]:

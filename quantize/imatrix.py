@@ -18,7 +18,9 @@ import numpy as np
 from mllm_export.errors import CalibrationError
 from mllm_export.quantize.ggml import Floats
 
-_SUMS, _COUNTS = ".in_sum2", ".counts"
+_SUMS, _COUNTS, _MEANS = ".in_sum2", ".counts", ".in_sum"
+"""Squares, positions, and the plain sums that upstream's tool adds for its statistics."""
+
 _DATASETS, _CHUNKS, _CHUNK = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
 
 
@@ -107,8 +109,8 @@ def read_imatrix(path: Path) -> Imatrix:
         matrix = _read_gguf(path) if head == b"GGUF" else _read_legacy(path)
     except (OSError, ValueError, KeyError, IndexError, struct.error) as failure:
         raise CalibrationError(
-            f"{path}: not an importance matrix ({failure}); make one with 'mllm-export calibrate' "
-            "or llama-imatrix"
+            f"{path}: not an importance matrix ({failure}); give one that llama-imatrix wrote, or "
+            f"that a build with --calibration left beside decoder.gguf"
         ) from failure
     if not matrix.entries:
         raise CalibrationError(f"{path}: the importance matrix is empty")
@@ -126,7 +128,8 @@ def _read_gguf(path: Path) -> Imatrix:
     reader = gguf.GGUFReader(path)
     arrays: dict[str, Any] = {tensor.name: tensor.data for tensor in reader.tensors}
     names = [name.removesuffix(_SUMS) for name in arrays if name.endswith(_SUMS)]
-    if 2 * len(names) != len(arrays):
+    paired = {name + end for name in names for end in (_SUMS, _COUNTS, _MEANS)}
+    if not names or not arrays.keys() <= paired:
         raise ValueError("its tensors are not pairs of sums and counts")
     entries = {
         name: Entry(

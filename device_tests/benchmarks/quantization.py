@@ -1,15 +1,17 @@
 """Recipes x methods on a trained checkpoint: what the decoder loses, and what it weighs.
 
     python -m mllm_export.device_tests.benchmarks.quantization reference -o table.md
+    python -m mllm_export.device_tests.benchmarks.quantization reference --drawn 40
 
 Every row is the whole decoder as its GGUF file holds it, dequantized by gguf-py and run through
-the original's own code in float32.
+the original's own code in float32; rows of a KV type round keys and values besides. Recipes were
+chosen on the evaluation pictures: `--drawn` measures on pictures that nothing was chosen by.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -22,6 +24,7 @@ from mllm_export.checkpoint import Checkpoint
 from mllm_export.device_tests.checks.weights import loss_of
 from mllm_export.device_tests.decoder_calibration import calibration_sequences
 from mllm_export.device_tests.decoder_loss import DecoderLoss, Loss
+from mllm_export.device_tests.diagnosis.kv_cache import rounding
 from mllm_export.device_tests.folded import read_decoder
 from mllm_export.device_tests.reference import REFERENCES, Forced, Reference, Walkable
 from mllm_export.device_tests.samples import Samples, read_calibration, read_evaluation
@@ -35,6 +38,9 @@ from mllm_export.export.decoder_values import ChosenValues
 from mllm_export.export.family import Reading, read_spec
 from mllm_export.export.formats.gguf import write_decoder
 from mllm_export.export.parts import DECODERS, Foldable
+from mllm_export.export.reference.question_sets import QUESTIONS, QuestionSet, write_set
+from mllm_export.export.reference.spec import ReferenceSpec
+from mllm_export.kv_cache import KvType
 from mllm_export.quantize.inputs import ObservedLayer
 from mllm_export.quantize.method import METHODS
 from mllm_export.quantize.recipe import load_recipe
@@ -55,6 +61,11 @@ CHOICES = (
     ("awq, then gptq", ("awq", "gptq"), "image"),
 )
 """What is said of the row, the methods in order, and the sequences they are calibrated on."""
+
+KV_TYPES: tuple[KvType, ...] = ("f16", "q8_0", "q4_0")
+
+_DRAWN_FROM = 2000
+"""The first scene that is drawn: evaluation and demo have scenes of lower numbers."""
 
 
 @record
@@ -99,8 +110,10 @@ class Bench:
         pictured = calibration_sequences(self.reference, calibration)
         self.sequences = {"image": pictured, "text": [_without_images(s) for s in pictured]}
 
-    def row(self, recipe: str, choice: str, methods: tuple[str, ...], on: str) -> Row:
-        """Write the decoder that way and measure it."""
+    def row(
+        self, recipe: str, choice: str, methods: tuple[str, ...], on: str, kv: KvType = "f32"
+    ) -> Row:
+        """Write the decoder that way and measure it; `kv` is how keys and values are kept."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "decoder.gguf"
             self._write(path, recipe, methods, on)
@@ -111,17 +124,19 @@ class Bench:
                 for name in stored
                 if stored[name].scheme not in FLOATS
             ]
+            with rounding(self.reference, kv):
+                loss = self.loss.of(as_published(stored, originals))
             return Row(
                 recipe=recipe,
                 choice=choice,
-                loss=self.loss.of(as_published(stored, originals)),
-                least_sqnr_db=min(one for one in losses if one is not None),
+                loss=loss,
+                least_sqnr_db=min((one for one in losses if one is not None), default=999.0),
                 size_bytes=path.stat().st_size,
-                token_ms=self._token_ms(path),
+                token_ms=self._token_ms(path, "f16" if kv == "f32" else kv),
             )
 
-    def _token_ms(self, path: Path) -> tuple[float, float]:
-        decoder = ENGINE.open(path, self.reading.spec, 512, 1)
+    def _token_ms(self, path: Path, kv: KvType) -> tuple[float, float]:
+        decoder = ENGINE.open(path, self.reading.spec, 512, 1, kv)
         ids = list(range(10, 10 + PROMPT_TOKENS))
         decoder.evaluate([ids], all_logits=False)
         times = []
@@ -163,25 +178,45 @@ def _without_images(one: Forced) -> Forced:
     return Forced(ids=tuple(i for i in one.ids if i >= 0), images=(), rows=1)
 
 
+def rows(bench: Bench, recipes: Sequence[str]) -> Iterator[Row]:
+    """Recipes x methods, then the types of the KV cache over float16 weights."""
+    for name in recipes:
+        for choice in CHOICES:
+            yield bench.row(name, *choice)
+    has_state = bench.reading.spec.decoder.state is not None
+    for kind in () if has_state else KV_TYPES:
+        yield bench.row("f16", f"KV cache {kind}", (), "", kind)
+
+
+def drawn_samples(folder: Path, pictures: int) -> Samples:
+    """Held-out pictures of the shipped checkpoints' task that are in no set, drawn now."""
+    chosen = QuestionSet(
+        name="drawn", split="held_out", first=_DRAWN_FROM, pictures=pictures, questions=4
+    )
+    write_set(folder, chosen, ReferenceSpec().seed)
+    return read_evaluation(folder / chosen.name / QUESTIONS)
+
+
 def main(
     checkpoint: Annotated[str, typer.Argument(help="A folder, or 'reference'.")] = "reference",
     out: Annotated[Path | None, typer.Option("-o", help="Also write the table there.")] = None,
     recipe: Annotated[list[str] | None, typer.Option(help="Recipes; may be repeated.")] = None,
+    drawn: Annotated[int, typer.Option(help="Measure on so many pictures drawn anew.")] = 0,
 ) -> None:
     """Print the table, a row as soon as it is measured."""
     from mllm_export.commands.opening import open_checkpoint, reference_evaluation
 
-    bench = Bench(
-        open_checkpoint(checkpoint, None),
-        read_evaluation(reference_evaluation()),
-        read_calibration(None),
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        if drawn:
+            samples = drawn_samples(Path(folder), drawn)
+        else:
+            samples = read_evaluation(reference_evaluation())
+        bench = Bench(open_checkpoint(checkpoint, None), samples, read_calibration(None))
     lines = [HEAD]
     typer.echo(HEAD)
-    for name in recipe or RECIPES:
-        for choice in CHOICES:
-            lines.append(str(bench.row(name, *choice)))
-            typer.echo(lines[-1])
+    for row in rows(bench, recipe or RECIPES):
+        lines.append(str(row))
+        typer.echo(lines[-1])
     if out is not None:
         out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mllm_export.catalog import unknown
-from mllm_export.device_tests.reference import Floats
+from mllm_export.device_tests.diagnosis.walked import Walked
+from mllm_export.device_tests.reference import Floats, Reference
 from mllm_export.errors import CheckError
 
 if TYPE_CHECKING:
@@ -35,6 +37,27 @@ class RoundedCache:
 
         made = round_rows(np.ascontiguousarray(values.float().numpy()), self._kind)
         return torch.from_numpy(made).to(values.dtype)
+
+
+def rounding(reference: Reference, kind: str) -> AbstractContextManager[object]:
+    """While it lasts the original rounds keys and values to that type; f32: nothing is rounded.
+
+    Raises: CheckError for an original whose layers cannot be given a cache.
+    """
+    if kind == "f32":
+        return nullcontext()
+    from mllm_export.device_tests.references._watch import watching
+
+    cache, layers = RoundedCache(kind), frozenset(Walked(reference).decoder_layers())
+    if not layers:
+        raise CheckError("the original shows no layers that keys and values could be rounded in")
+
+    def give(
+        prefix: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        return (args, {**kwargs, "past_key_values": cache}) if prefix in layers else None
+
+    return watching(give)
 
 
 def round_rows(rows: Floats, kind: str) -> Floats:

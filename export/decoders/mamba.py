@@ -13,6 +13,7 @@ import numpy as np
 from mllm_export.config import Config
 from mllm_export.errors import UnsupportedModelError
 from mllm_export.export.parts import Array, GgufField, GgufTensor, as_float32
+from mllm_export.quantize.method import Fold
 from mllm_export.spec import DecoderSpec, StateSpec
 from mllm_export.weights import Drop, Shape
 
@@ -144,6 +145,18 @@ class Mamba:
             GgufField(key=epsilon, value=spec.norm_eps, kind="FLOAT32"),
             GgufField(key="mamba.ssm.dt_b_c_rms", value=False, kind="BOOL"),
         )
+
+    def folds(self, spec: DecoderSpec, layer: int | None) -> tuple[Fold, ...]:
+        """The norm before a mixer.
+
+        Between its other maps stand the convolution, the recurrence and a gate. The output head is
+        the embedding, whose rows are looked up too.
+        """
+        del spec
+        if layer is None:
+            return ()
+        at = f"backbone.layers.{layer}."
+        return (Fold(into=(f"{at}mixer.in_proj.weight",), out_of=(f"{at}norm.weight",)),)
 
     def tiny(self) -> DecoderSpec:
         """A small twin whose matrices K-quants can hold, but for the steps: 16 wide."""

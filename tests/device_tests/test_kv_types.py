@@ -8,11 +8,9 @@ import pytest
 
 from mllm_export.commands.opening import plan_job
 from mllm_export.device_tests.decoder_calibration import calibration_sequences
-from mllm_export.device_tests.diagnosis.kv_cache import RoundedCache
-from mllm_export.device_tests.diagnosis.walked import Walked
+from mllm_export.device_tests.diagnosis.kv_cache import rounding
 from mllm_export.device_tests.distributions import kl_divergence, log_softmax
 from mllm_export.device_tests.reference import REFERENCES, Forced
-from mllm_export.device_tests.references._watch import watching
 from mllm_export.device_tests.samples import read_calibration, reference_calibration
 from mllm_export.errors import EngineError
 from mllm_export.export.artifact import Work
@@ -45,12 +43,7 @@ def measured(tmp_path_factory):
 
 
 def original(reference, sequence, kind):
-    cache, layers = RoundedCache(kind), Walked(reference).decoder_layers()
-
-    def give(prefix, args, kwargs):
-        return (args, {**kwargs, "past_key_values": cache}) if prefix in layers else None
-
-    with watching(give):
+    with rounding(reference, kind):
         return log_softmax(reference.logits([sequence])[0])
 
 

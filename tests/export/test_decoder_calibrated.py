@@ -24,7 +24,9 @@ from mllm_export.export.artifact import Calibrated, Work
 from mllm_export.export.artifacts.gguf import write_decoder_stage
 from mllm_export.export.decoder_calibrated import FOLDS, IMATRIX
 from mllm_export.export.decoder_plan import plan_decoder_tensors
+from mllm_export.export.family import FAMILIES
 from mllm_export.export.make_plan import make_plan
+from mllm_export.export.random_checkpoint import write_random_checkpoint
 from mllm_export.progress import silent
 from mllm_export.quantize.imatrix import read_imatrix
 from mllm_export.quantize.methods import awq
@@ -115,16 +117,17 @@ def test_the_matrix_has_an_entry_for_every_product_of_the_decoder(matrix):
     assert all(entry.count > 100 for entry in found.entries.values())
 
 
-@pytest.fixture(scope="module", params=["reference", "reference-phi"])
+@pytest.fixture(scope="module", params=["reference", "reference-phi", "cobra"])
 def folded(request, tmp_path_factory, questions):
-    """AWQ, then GPTQ, on a checkpoint that ships; with its original."""
-    methods = ("awq", "gptq")
-    recipe = replace(load_recipe("q4_k_m"), decoder_methods=methods)
-    path = tmp_path_factory.mktemp("folded") / "decoder"
+    """AWQ, then GPTQ, on a checkpoint that ships, or a small random Mamba; with its original."""
+    folder, name = tmp_path_factory.mktemp("folded"), request.param
+    if name == "cobra":
+        name = str(write_random_checkpoint(folder / "cobra", FAMILIES["cobra"].tiny()))
+    recipe = replace(load_recipe("q4_k_m"), decoder_methods=("awq", "gptq"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(awq, "_POWERS", (0.0, 0.3, 0.6))  # a fifth of the time
-        path = write(path, recipe, request.param, questions=questions)
-    job = plan_job(request.param, "linux-x86_64", "q4_k_m", None, False)
+        path = write(folder / "decoder", recipe, name, questions=questions)
+    job = plan_job(name, "linux-x86_64", "q4_k_m", None, False)
     return path, REFERENCES[job.plan.spec.family](job.checkpoint).decoder_originals()
 
 

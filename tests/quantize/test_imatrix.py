@@ -82,6 +82,27 @@ def test_the_format_before_gguf_is_read(tmp_path):
     assert found.importance()["blk.0.attn_q.weight"].tolist() == [1.0, 2.0]
 
 
+def test_plain_sums_beside_the_squares_are_passed_over(tmp_path):
+    """Source: llama.cpp after the pinned revision, common/imatrix-loader.cpp: `.in_sum`."""
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "")
+    for name, end, values in (
+        ("blk.0.attn_q.weight", ".in_sum", [-3.0, 5.0]),
+        ("blk.0.attn_q.weight", ".in_sum2", [4.0, 8.0]),
+        ("blk.0.attn_q.weight", ".counts", [2.0]),
+    ):
+        writer.add_tensor(name + end, np.array([values], np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = read_imatrix(tmp_path / "m.gguf").importance()
+    assert {name: costs.tolist() for name, costs in found.items()} == {
+        "blk.0.attn_q.weight": [2.0, 4.0]
+    }
+
+
 def test_a_weight_that_saw_nothing_counts_every_column_the_same():
     assert Entry(sums=np.zeros(3, np.float32), count=0).importance.tolist() == [1.0, 1.0, 1.0]
 

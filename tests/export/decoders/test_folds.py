@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from mamba_originals import state, transformers_model
 from phi_originals import write_phi
 
 from mllm_export.checkpoint import Checkpoint
@@ -34,18 +35,24 @@ def folded(read, spec, names, generator):
     return plain, weights
 
 
+NORMS = ("input_layernorm.weight", ".ln.weight", ".norm.weight")
+
+
+def assert_same_logits(logits, plain, weights):
+    """`logits` of weights by published name; a norm that was left out of the folds shows."""
+    expected, found = logits(plain), logits(weights)
+    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+    name = next(n for n in weights if n.endswith(NORMS))
+    wrong = logits({**weights, name: plain[name]})
+    assert np.abs(wrong - expected).max() > 1e-2 * np.abs(expected).max()
+
+
 def assert_same_function(architecture, plain, weights):
     from mllm_export.device_tests.references._decoder import DecoderRows
 
     rows = DecoderRows(architecture, plain.__getitem__)
     sequence = [Forced(ids=IDS, images=(), rows=8)]
-    (expected,), (found,) = (rows.logits(sequence, w.__getitem__) for w in (plain, weights))
-    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
-    broken = dict(weights)
-    name = next(n for n in weights if n.endswith(("input_layernorm.weight", ".ln.weight")))
-    broken[name] = plain[name]
-    (wrong,) = rows.logits(sequence, broken.__getitem__)
-    assert np.abs(wrong - expected).max() > 1e-2 * np.abs(expected).max()
+    assert_same_logits(lambda w: rows.logits(sequence, w.__getitem__)[0], plain, weights)
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
@@ -80,6 +87,28 @@ def test_folds_of_phi_keep_what_it_computes_in_every_layout(layout, tmp_path):
     shapes = DECODERS["phi"].parameters(spec)
     plain, weights = folded(checkpoint.read, spec, shapes, np.random.default_rng(3))
     assert_same_function(phi(checkpoint.config, names), plain, weights)
+
+
+def test_folds_of_mamba_keep_what_it_computes():
+    import torch
+
+    spec, published = DECODERS["mamba"].tiny(), state()
+    read = {name: values.numpy() for name, values in published.items()}.__getitem__
+    plain, weights = folded(
+        read, spec, DECODERS["mamba"].parameters(spec), np.random.default_rng(3)
+    )
+
+    @torch.no_grad()
+    def logits(weights):
+        given = {
+            n.replace("embedding.", "embeddings."): torch.tensor(v) for n, v in weights.items()
+        }
+        given["lm_head.weight"] = given["backbone.embeddings.weight"]
+        model = transformers_model()
+        model.load_state_dict(given, strict=True, assign=True)
+        return model.eval()(torch.tensor([IDS])).logits[0, -8:].numpy()
+
+    assert_same_logits(logits, plain, weights)
 
 
 @pytest.mark.parametrize("layout", ["phi", "phi-interleaved", "phi-msft"])
