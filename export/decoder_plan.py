@@ -8,13 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from mllm_export.errors import PlanError
 from mllm_export.export.parts import DECODERS, Foldable, GgufField, GgufTensor
 from mllm_export.plan import ArtifactPlan, Importance, TensorPlan
-from mllm_export.quantize.layout import stored_bytes
+from mllm_export.quantize.layout import LAYOUTS, stored_bytes
+from mllm_export.quantize.method import METHODS
 from mllm_export.quantize.recipe import Recipe, Storable, choose_layouts
 from mllm_export.quantize.selectors import Facts
 from mllm_export.records import record
 from mllm_export.spec import DecoderSpec
 
-UNWEIGHED = ("F32", "F16", "BF16", "Q8_0")
+FLOATS = ("F32", "F16", "BF16")
+UNWEIGHED = (*FLOATS, "Q8_0")
 """Layouts that an importance matrix changes nothing of. Source: ggml-quants.c, quantize_q8_0."""
 
 
@@ -51,10 +53,18 @@ def plan_decoder_tensors(
             shape=tensor.shape,
             scheme=choice.scheme,
             size_bytes=stored_bytes(choice.scheme, tensor.shape),
-            note=choice.note,
+            note="; ".join(filter(None, (choice.note, _left_alone(recipe, choice.scheme)))),
         )
         for tensor, choice in zip(tensors, choose_layouts(recipe, storable, facts), strict=True)
     )
+
+
+def _left_alone(recipe: Recipe, scheme: str) -> str:
+    """Which of the recipe's methods cannot choose this layout's values, if any."""
+    choosing = [name for name in recipe.decoder_methods if METHODS[name].chooses_codes]
+    if not choosing or scheme in FLOATS or LAYOUTS[scheme].has_even_steps:
+        return ""
+    return f"rounded by ggml, not by {' and '.join(choosing)}: the steps of {scheme} are not even"
 
 
 def importance_of(

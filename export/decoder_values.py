@@ -9,15 +9,13 @@ from typing import Protocol
 import numpy as np
 
 from mllm_export.errors import CalibrationError
-from mllm_export.export.decoder_plan import StoredTensor
+from mllm_export.export.decoder_plan import FLOATS, StoredTensor
 from mllm_export.export.parts import Array, Reader, as_float32
 from mllm_export.quantize.ggml import Floats, Packed
 from mllm_export.quantize.grid import Grid
 from mllm_export.quantize.inputs import Inputs, ObservedLayer
 from mllm_export.quantize.layout import LAYOUTS, Layout
 from mllm_export.quantize.method import Fold, Layer, Method, Storage
-
-_FLOATS = ("F32", "F16", "BF16")
 
 COLUMNS, ROWS = ".columns", ".rows"
 """Stand behind a stored tensor's name for what multiplied its columns and divided its rows."""
@@ -144,7 +142,7 @@ class ChosenValues:
         storage: dict[str, Storage] = {
             name: LayoutStorage(layout=LAYOUTS[scheme], weighted=self._weighted)
             for name, scheme in _schemes(group.tensors).items()
-            if scheme not in _FLOATS
+            if scheme not in FLOATS
         }
         observed = self._next_observed(group)
         inputs: Mapping[str, Inputs] = observed.inputs if observed else {}

@@ -16,6 +16,7 @@ from mllm_export.kv_cache import require_fits
 from mllm_export.plan import Importance, Plan
 from mllm_export.quantize.recipe import Recipe
 from mllm_export.quantize.tower_scheme import tower_scheme
+from mllm_export.spec import ModelSpec
 from mllm_export.weights import Dropped
 
 
@@ -38,7 +39,7 @@ def make_plan(
     """
     spec = reading.spec
     recipe = replace(recipe, decoder_importance=recipe.decoder_importance or importance != "none")
-    require_fits(recipe.kv_cache, spec.decoder.head_dim)
+    _require_kv_cache(spec, recipe)
     context = min(target.context_tokens, spec.decoder.context_tokens)
     formats = (*target.formats, *(("mmproj",) if mmproj else ()))
     artifacts = tuple(ARTIFACTS[name].plan(reading, target, recipe) for name in formats)
@@ -66,6 +67,15 @@ def make_plan(
     )
     _refuse_what_does_not_fit(plan, target)
     return plan
+
+
+def _require_kv_cache(spec: ModelSpec, recipe: Recipe) -> None:
+    if spec.decoder.state is not None and recipe.kv_cache != "f16":
+        raise PlanError(
+            f"recipe '{recipe.name}': kv_cache = \"{recipe.kv_cache}\", but {spec.name} carries a "
+            "recurrent state in float32, no keys and values; take the line out"
+        )
+    require_fits(recipe.kv_cache, spec.decoder.head_dim)
 
 
 def _refuse_what_does_not_fit(plan: Plan, target: Target) -> None:

@@ -31,6 +31,10 @@ class Layout(Protocol):
     def fallback(self) -> str:
         """Layout for rows these blocks do not divide; empty where every row fits."""
 
+    @property
+    def has_even_steps(self) -> bool:
+        """Whether `fit` gives a grid."""
+
     def fits(self, cols: int) -> bool:
         """Whether a row of `cols` values is whole blocks."""
 
@@ -72,6 +76,11 @@ class GgmlLayout:
     """Codes of a value, where they stand for even steps and can be chosen one by one."""
     write: Write | None = None
     """Puts codes into packed blocks; see `codes`."""
+
+    @property
+    def has_even_steps(self) -> bool:
+        """Whether `fit` gives a grid."""
+        return self.write is not None
 
     def fits(self, cols: int) -> bool:
         """Whether a row of `cols` values is whole blocks."""

@@ -69,6 +69,8 @@ class Method(Protocol):
 
     needs_inputs: bool
     """Whether it works on calibrated inputs."""
+    chooses_codes: bool
+    """Whether it picks a layout's steps one by one, so that they have to be even."""
 
     def choose(self, layer: Layer) -> Layer:
         """The layer with other values, none of them further from what the inputs ask."""

@@ -59,6 +59,7 @@ def build(
             mmproj=mmproj,
             memory_budget=memory_budget is not None,
             imatrix=imatrix is not None,
+            calibration=calibration is not None,
         )
         build_alone(alone, target, recipe, out, evaluation, no_check, as_json)
         _figures(time.monotonic() - started)

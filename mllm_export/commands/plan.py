@@ -50,6 +50,7 @@ def plan(
             mmproj=mmproj,
             memory_budget=memory_budget is not None,
             imatrix=imatrix is not None,
+            calibration=calibration is not None,
         )
         plan_alone(alone, target, recipe, as_json)
         return

@@ -25,6 +25,7 @@ class Awq:
     """One scale per channel for every fold that the decoder declares."""
 
     needs_inputs = True
+    chooses_codes = False
 
     def choose(self, layer: Layer) -> Layer:
         """The layer with its folds scaled, each by the power that loses least."""

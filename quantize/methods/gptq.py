@@ -28,6 +28,7 @@ class Gptq:
     """Each quantized weight by itself; the inputs are those of the layer as calibrated."""
 
     needs_inputs = True
+    chooses_codes = True
 
     def choose(self, layer: Layer) -> Layer:
         """Values on the layout's own grid; a layout without one keeps its rounding."""

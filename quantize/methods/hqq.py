@@ -26,6 +26,7 @@ class Hqq:
     """Each quantized weight by itself."""
 
     needs_inputs = False
+    chooses_codes = True
 
     def choose(self, layer: Layer) -> Layer:
         """Codes on the grid whose errors have the least p-norm; a layout without one is left."""

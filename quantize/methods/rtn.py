@@ -7,6 +7,7 @@ class Rtn:
     """Nothing is changed."""
 
     needs_inputs = False
+    chooses_codes = False
 
     def choose(self, layer: Layer) -> Layer:
         """The layer itself."""

@@ -206,3 +206,18 @@ def test_a_matrix_is_not_gathered_for_layouts_that_do_not_use_one():
         job.plan.spec.decoder, recipe, job.reading.weights.part("decoder"), imatrix=True
     )
     assert {row.scheme for row in rows} == {"F32", "Q8_0"}
+
+
+def test_the_plan_says_which_tensors_a_method_leaves_to_ggml():
+    job = plan_job("reference", "linux-x86_64", "q3_k_m", None, False)
+    sources = job.reading.weights.part("decoder")
+
+    def notes(*methods):
+        recipe = replace(load_recipe("q3_k_m"), decoder_methods=methods)
+        rows = plan_decoder_tensors(job.plan.spec.decoder, recipe, sources)
+        return {(row.scheme, row.note) for row in rows}
+
+    left = "rounded by ggml, not by gptq: the steps of Q3_K are not even"
+    schemes = {"F32", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}
+    assert notes("awq", "gptq") == {(s, left if s == "Q3_K" else "") for s in schemes}
+    assert notes("awq") == notes("rtn") == {(scheme, "") for scheme in schemes}

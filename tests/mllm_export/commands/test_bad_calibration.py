@@ -9,7 +9,10 @@ import pytest
 
 from mllm_export.checkpoint import Checkpoint
 from mllm_export.device_tests.samples import reference_calibration
+from mllm_export.export.family import FAMILIES
+from mllm_export.export.random_checkpoint import write_random_checkpoint
 from mllm_export.quantize.imatrix import Entry, Imatrix, write_imatrix
+from tests.export.embedders import tiny_embedders as tiny
 from tests.mllm_export.commands.conftest import Run
 
 LINE = json.dumps({"image": "000.png", "question": "What is it?"})
@@ -126,3 +129,26 @@ def test_bad_quantization_input_is_refused_before_a_weight_is_read(
     assert outcome.code == 2
     assert named in outcome.error
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_cache_type_for_a_decoder_without_keys_and_values_is_refused(
+    command: Run, tmp_path: Path
+) -> None:
+    folder = write_random_checkpoint(tmp_path / "model", FAMILIES["cobra"].tiny())
+    asked = recipe(tmp_path / "r.toml", 'kv_cache = "q8_0"')
+    outcome = command("plan", folder, "--target", "linux-x86_64", "--recipe", asked)
+    assert outcome.code == 2
+    assert 'kv_cache = "q8_0", but' in outcome.error
+    assert "carries a recurrent state in float32, no keys and values" in outcome.error
+
+
+@pytest.mark.parametrize("verb", ["plan", "build"])
+def test_calibration_is_refused_for_an_encoder_alone(
+    command: Run, tmp_path: Path, verb: str
+) -> None:
+    given = pictures(tmp_path / "c", LINE)
+    asked = ["--target", "linux-x86_64", "--calibration", given]
+    asked += ["-o", tmp_path / "bundle"] if verb == "build" else []
+    outcome = command(verb, tiny.clip(tmp_path / "clip"), *asked)
+    assert outcome.code == 2
+    assert "--calibration is for models that answer" in outcome.error
