@@ -24,7 +24,8 @@ def load(
     """Open a bundle for questions; close the session, or use it in a `with` statement.
 
     `threads` is every core this process may use unless given; `context_tokens` is the bundle's.
-    `verify` compares the SHA-256 of every file first; `kv_type` is the bundle's unless given.
+    `verify` compares the SHA-256 of every file, before an engine reads it; `kv_type` is the
+    bundle's unless given.
 
     Raises: BundleError, saying why, for a bundle that is incomplete, changed, or not for this
     runtime; EngineError when an engine refuses one of its files.

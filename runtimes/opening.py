@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TypeVar
 
 from mllm_export import __version__
-from mllm_export.bundle import Bundle, open_bundle
+from mllm_export.bundle import Bundle, check_file, open_bundle
 from mllm_export.catalog import Catalog
 from mllm_export.errors import BundleError, EngineError
 from mllm_export.kv_cache import KvType
-from mllm_export.runtimes.engines import DECODER_ENGINES, VISION_ENGINES
+from mllm_export.runtimes.engines import DECODER_ENGINES, VISION_ENGINES, Decoder, Tower
 from mllm_export.runtimes.machine import architecture, cpu_features, usable_cores
 from mllm_export.runtimes.session import Session
 
@@ -30,12 +32,10 @@ def open_session(
     kv_type: KvType | None = None,
 ) -> Session:
     """See `mllm_export.runtimes.load`."""
-    bundle = open_bundle(Path(folder), verify)
+    bundle = open_bundle(Path(folder), verify=False)
     require_version(bundle, __version__)
     require_features(bundle, architecture(), cpu_features())
     manifest, spec = bundle.manifest, bundle.manifest.model
-    vision = _engine(VISION_ENGINES, manifest.vision_engine, bundle)
-    language = _engine(DECODER_ENGINES, manifest.decoder_engine, bundle)
     tower_path, decoder_path = bundle.path("tower"), bundle.path("decoder")
     context = _context(bundle, context_tokens)
     cores = usable_cores() if threads is None else threads
@@ -43,12 +43,53 @@ def open_session(
         raise EngineError(f"threads is {cores}, needed: at least 1")
     alone = threads is None and is_small(decoder_path)
     kv = kv_type or manifest.kv_type
-    decoder = language.open(decoder_path, spec, context, 1 if alone else cores, kv)
-    try:
-        return Session(bundle, vision.open(tower_path, spec, cores), decoder)
-    except BaseException:
-        decoder.close()
-        raise
+
+    def open_tower(ready: Future[None]) -> Tower:
+        engine = _engine(VISION_ENGINES, manifest.vision_engine, bundle)
+        ready.result()
+        return engine.open(tower_path, spec, cores)
+
+    def open_decoder(ready: Future[None]) -> Decoder:
+        engine = _engine(DECODER_ENGINES, manifest.decoder_engine, bundle)
+        ready.result()
+        return engine.open(decoder_path, spec, context, 1 if alone else cores, kv)
+
+    return Session(bundle, *_open_both(bundle, verify, open_tower, open_decoder))
+
+
+def _open_both(
+    bundle: Bundle,
+    verify: bool,
+    open_tower: Callable[[Future[None]], Tower],
+    open_decoder: Callable[[Future[None]], Decoder],
+) -> tuple[Tower, Decoder]:
+    """Both at once, for each takes one core; neither reads a file before its hash was compared.
+
+    Raises: what is wrong with a file before what an engine says of it.
+    """
+    with ThreadPoolExecutor(4) as pool:
+        checks = [pool.submit(_compare, bundle, verify, role) for role in ("decoder", "tower")]
+        decoder = pool.submit(open_decoder, checks[0])
+        tower = pool.submit(open_tower, checks[1])
+        wait([tower])
+        # No engine waits for the other files, and the decoder takes longer than the tower.
+        checks.append(pool.submit(_compare, bundle, verify, ""))
+    done: list[Future[None] | Future[Tower] | Future[Decoder]] = [*checks, decoder, tower]
+    failure = next((found for one in done if (found := one.exception())), None)
+    if failure is None:
+        return tower.result(), decoder.result()
+    if decoder.exception() is None:
+        decoder.result().close()
+    if tower.exception() is None:
+        tower.result().close()
+    raise failure
+
+
+def _compare(bundle: Bundle, verify: bool, role: str) -> None:
+    """The hashes of one artifact, or with no role of all other files."""
+    for file in bundle.manifest.files if verify else ():
+        if (file.role if file.role in ("decoder", "tower") else "") == role:
+            check_file(bundle.folder, file, verify)
 
 
 def is_small(decoder: Path) -> bool:

@@ -13,11 +13,13 @@ import onnxruntime
 from mllm_export.errors import EngineError
 from mllm_export.pixels import tiles_of
 from mllm_export.runtimes.engines import Floats, GraphRun, require_shape
+from mllm_export.runtimes.vision._mapped import mapped_model
 from mllm_export.spec import ImageSpec, ModelSpec
 
 OUTPUT = "image_embeds"
 
 _ERRORS_ONLY = 3
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 class OnnxTower:
@@ -88,8 +90,12 @@ def _open(path: Path, threads: int) -> onnxruntime.InferenceSession:
     options.log_severity_level = _ERRORS_ONLY
     # Threads that wait by spinning would take the cores from the decoder's prefill.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    model: str | bytes = str(path)
+    if mapped := mapped_model(path):
+        model = mapped
+        options.add_session_config_entry(_DATA_FOLDER, str(path.absolute().parent))
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     # ONNX Runtime's errors share no public class.
     except Exception as failure:
         reason = " ".join(str(failure).split())[:300]

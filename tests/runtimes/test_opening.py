@@ -11,6 +11,12 @@ import pytest
 
 from mllm_export.errors import BundleError, EngineError, SpecError
 from mllm_export.runtimes import load
+from mllm_export.runtimes.engines import (
+    DECODER_ENGINES,
+    VISION_ENGINES,
+    DecoderEngine,
+    VisionEngine,
+)
 from mllm_export.runtimes.machine import architecture, cpu_features, usable_cores
 
 
@@ -116,6 +122,54 @@ def test_load_refuses_a_changed_file_unless_told_not_to_look(bundle_copy: Path) 
     with pytest.raises(BundleError, match="SHA-256 differs"):
         load(bundle_copy)
     load(bundle_copy, threads=1, verify=False).close()
+
+
+@pytest.mark.parametrize("file", ["tower.onnx", "decoder.gguf", "notes.txt"])
+def test_no_engine_reads_a_file_before_its_hash_was_compared(
+    bundle_copy: Path, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A changed file is what is said, not what an engine makes of it; what was opened is closed."""
+    (bundle_copy / "notes.txt").write_text("as it was", encoding="utf-8")
+    edit(
+        bundle_copy,
+        lambda data: data["files"].append(
+            {"path": "notes.txt", "role": "text", "size_bytes": 9, "sha256": ""}
+        ),
+    )
+    rehash(bundle_copy)
+    load(bundle_copy, threads=1).close()
+    path = bundle_copy / file
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    opened, closed = list[str](), list[str]()
+    for engine, kind in (
+        (VISION_ENGINES["onnx"], "tower"),
+        (DECODER_ENGINES["llama_cpp"], "decoder"),
+    ):
+        watch(monkeypatch, engine, kind, opened, closed)
+    with pytest.raises(BundleError, match=rf"file '{file}' was changed .*SHA-256 differs"):
+        load(bundle_copy, threads=1)
+    changed = file.split(".")[0]
+    assert sorted(opened) == sorted(closed) == sorted({"tower", "decoder"} - {changed})
+
+
+def watch(
+    monkeypatch: pytest.MonkeyPatch,
+    engine: VisionEngine | DecoderEngine,
+    kind: str,
+    opened: list[str],
+    closed: list[str],
+) -> None:
+    """Write down that the engine opened something, and that it was closed."""
+    plain = engine.open
+
+    def open_it(*given: Any) -> Any:
+        found = plain(*given)
+        opened.append(kind)
+        close = found.close
+        monkeypatch.setattr(found, "close", lambda: (closed.append(kind), close()))
+        return found
+
+    monkeypatch.setattr(engine, "open", open_it)
 
 
 def test_load_refuses_a_truncated_file_without_hashing(bundle_copy: Path) -> None:
