@@ -21,13 +21,11 @@ _TEXT = """\
 | `bundle.json` | sizes, preprocessing, prompt template, SHA-256 of every file | |
 
 One picture becomes {tokens} embeddings of width {width}, which take {tokens} positions of the
-decoder. The image goes between two runs of token ids:
+decoder. A question about it goes in so, each line where the one before it ended:
 
-    {before}  ->  ids
-    the picture               ->  {tokens} embeddings
-    {after}  ->  ids
+{prompt}
 
-`<image>` itself is no token: the text is cut there, and its pieces are tokenized apart.
+`{marker}` itself is no token: the text is cut there, and its pieces are tokenized apart.
 
 ## Preprocessing
 
@@ -71,11 +69,17 @@ let settings = MLModelConfiguration()
 settings.computeUnits = .all  // .cpuAndNeuralEngine keeps the GPU for the decoder
 let compiled = try await MLModel.compileModel(at: bundle.appendingPathComponent("tower.mlpackage"))
 let tower = try MLModel(contentsOf: compiled, configuration: settings)
+var position: Int32 = {start}
 {feed}
 ```
 
 `n_batch` and `n_ubatch` of the llama.cpp context must be at least {tokens}, or the embeddings go
 in several batches, in order. Ask for logits only with the last token of the text behind the image.
+{carried}"""
+
+_RECURRENT = """
+The decoder carries one state, which cannot be cut back to an earlier position. To ask again about
+the same picture, keep `llama_state_seq_get_data` of the moment behind it and put that back.
 """
 
 _TENSOR = """\
@@ -99,23 +103,38 @@ def write_readme(work: Work, artifact: ArtifactPlan) -> None:
 
 def readme(spec: ModelSpec, target: str, artifact: ArtifactPlan) -> str:
     """The text for one model and target."""
-    prompt = spec.prompt
-    words = {
-        "output": "image_embeds",
-        "tokens": spec.image_tokens,
-        "width": spec.decoder.width,
-    }
+    pieces = _pieces(spec)
     return _TEXT.format(
-        **words,
+        output="image_embeds",
+        tokens=spec.image_tokens,
+        width=spec.decoder.width,
         name=spec.name,
         target=target,
         scheme=artifact.scheme,
         system=artifact.deployment,
-        before=repr(prompt.before),
-        after=repr(f"{prompt.after_image}QUESTION{prompt.after}"),
+        marker=spec.prompt.image_marker,
+        prompt="\n".join(f"    {what}" for what in pieces),
+        start="0" if pieces[0] == _picture(spec) else "0  // then the ids in front of the picture",
         preprocessing=_preprocessing(spec, artifact.image_input),
         feed=_feed(spec, artifact.image_input),
+        carried="" if spec.decoder.state is None else _RECURRENT,
     )
+
+
+def _pieces(spec: ModelSpec) -> list[str]:
+    """What the decoder is fed for a question about one picture, in order."""
+    texts = spec.prompt.text("QUESTION").split(spec.prompt.image_marker)
+    found = [f"the id {spec.tokenizer.bos_id}, once"] if spec.tokenizer.add_bos else []
+    for number, text in enumerate(texts):
+        if number:
+            found.append(_picture(spec))
+        if text:
+            found.append(f"{text!r}  ->  ids")
+    return found
+
+
+def _picture(spec: ModelSpec) -> str:
+    return f"the picture  ->  {spec.image_tokens} embeddings"
 
 
 def _preprocessing(spec: ModelSpec, image_input: bool) -> str:

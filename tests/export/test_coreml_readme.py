@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from dataclasses import replace
+from pathlib import Path
 
+import llama_cpp
 import pytest
+import tree_sitter_swift
+from tree_sitter import Language, Parser
 
 from mllm_export.checkpoint import Checkpoint
 from mllm_export.export.coreml_readme import readme
-from mllm_export.export.families.mobilevlm import FAMILY
-from mllm_export.export.family import read_spec
+from mllm_export.export.family import FAMILIES, read_spec
 from mllm_export.export.random_checkpoint import write_random_checkpoint
 from mllm_export.plan import ArtifactPlan
 from mllm_export.spec import ModelSpec
 
 
+def read(folder: Path, family: str) -> ModelSpec:
+    made = write_random_checkpoint(folder / "tiny", FAMILIES[family].tiny())
+    return read_spec(Checkpoint(made)).spec
+
+
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
-    folder = tmp_path_factory.mktemp("readme") / "tiny"
-    return read_spec(Checkpoint(write_random_checkpoint(folder, FAMILY.tiny()))).spec
+    return read(tmp_path_factory.mktemp("readme"), "mobilevlm")
+
+
+@pytest.fixture(scope="module", params=FAMILIES.names())
+def any_spec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
+    return read(tmp_path_factory.mktemp("readme"), request.param)
 
 
 def tower(image_input: bool = False, scheme: str = "pal4") -> ArtifactPlan:
@@ -51,12 +64,55 @@ def test_the_call_has_the_models_own_sizes(spec):
     assert "`tower.mlpackage` | vision tower and projector, pal4 weights | Core ML, iOS18" in text
 
 
-def test_braces_of_the_swift_code_match(spec):
-    for image_input in (False, True):
-        code = re.sub(r'"[^"]*"', "", swift(readme(spec, "ios-arm64", tower(image_input))))
-        for opening, closing in ("{}", "()", "[]"):
-            assert code.count(opening) == code.count(closing) > 0
-        assert "{{" not in code
+SWIFT = Parser(Language(tree_sitter_swift.language()))
+
+
+def is_swift(code: str) -> bool:
+    return not SWIFT.parse(code.encode()).root_node.has_error
+
+
+@pytest.mark.parametrize("image_input", [False, True])
+def test_the_call_is_swift(any_spec, image_input):
+    code = swift(readme(any_spec, "ios-arm64", tower(image_input)))
+    assert is_swift(code)
+    for was, becomes in (("throws ->", "throws"), ("defer {", "defer"), ("try MLD", "try try = ")):
+        assert was in code
+        assert not is_swift(code.replace(was, becomes))
+
+
+def test_the_call_uses_what_llama_cpp_has(any_spec):
+    """Functions with as many arguments, and fields of a batch, as the library that is checked."""
+    code = swift(readme(any_spec, "ios-arm64", tower()))
+    calls = dict(re.findall(r"\b(llama_\w+)\(([^()]*)\)", code))
+    assert set(calls) == {"llama_batch_init", "llama_batch_free", "llama_decode"}
+    for name, given in calls.items():
+        assert len(getattr(llama_cpp, name).argtypes) == len(given.split(",")), name
+    fields = set(re.findall(r"\bbatch\.(\w+)", code))
+    assert {"embd", "pos", "logits"} < fields
+    assert fields <= {name for name, *_ in llama_cpp.llama_batch._fields_}
+
+
+def test_the_prompt_is_fed_in_the_models_own_order(any_spec):
+    text = readme(any_spec, "macos-arm64", tower())
+    block = text.split("where the one before it ended:\n\n")[1].split("\n\n")[0]
+    lines = [line.strip() for line in block.splitlines()]
+    ids, tokens = "  ->  ids", any_spec.image_tokens
+    told = "".join(ast.literal_eval(line.removesuffix(ids)) for line in lines if ids in line)
+    places = {line: at for at, line in enumerate(lines)}
+    picture = places[f"the picture  ->  {tokens} embeddings"]
+    before = sum(
+        len(ast.literal_eval(line.removesuffix(ids))) for line in lines[:picture] if ids in line
+    )
+    whole = any_spec.prompt.text("QUESTION")
+    assert told == whole.replace("<image>", "")
+    assert before == whole.index("<image>")
+    assert lines[0].startswith("the id ") == any_spec.tokenizer.add_bos
+
+
+def test_a_state_is_kept_where_nothing_can_be_cut_back(any_spec):
+    told = "llama_state_seq_get_data" in readme(any_spec, "macos-arm64", tower())
+    assert told == (any_spec.decoder.state is not None)
+    assert hasattr(llama_cpp, "llama_state_seq_get_data")
 
 
 def test_a_tensor_is_fed_normalised_and_a_picture_as_it_is(spec):
@@ -85,8 +141,5 @@ def test_preprocessing_is_told_as_the_spec_has_it(spec, fit, words):
     assert f"bicubic resampling to {encoder.image.size_px} x {encoder.image.size_px}" in text
 
 
-def test_the_prompt_stands_around_the_picture(spec):
-    text = readme(spec, "macos-arm64", tower())
-    assert repr(spec.prompt.before) in text
-    assert repr(f"{spec.prompt.after_image}QUESTION{spec.prompt.after}") in text
-    assert text.startswith(f"# {spec.name} for macos-arm64")
+def test_the_title_names_model_and_target(spec):
+    assert readme(spec, "macos-arm64", tower()).startswith(f"# {spec.name} for macos-arm64")
