@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import MambaConfig
 
 from mllm_export.config import Config
@@ -93,8 +94,44 @@ class _Mlp(nn.Sequential):
         super().__init__(nn.Linear(features, width), nn.GELU(), nn.Linear(width, width))
 
 
+class _Fewer(nn.Module):
+    """A mean over 14 x 14 windows. Source: cobra/util/nn_utils.py, TokenDownLayer."""
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        side = int(rows.shape[1] ** 0.5)
+        grid = rows.permute(0, 2, 1).reshape(rows.shape[0], -1, side, side)
+        return functional.adaptive_avg_pool2d(grid, (14, 14)).flatten(2).transpose(1, 2)
+
+
+class _Peg(nn.Module):
+    """Source: cobra/util/nn_utils.py, PosInjectLayer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.peg = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1, bias=True, groups=width))
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        grid = rows.transpose(1, 2).reshape(rows.shape[0], -1, 14, 14)
+        found: torch.Tensor = self.peg(grid) + grid
+        return found.flatten(2).transpose(1, 2)
+
+
+class _FusedLdp(nn.Sequential):
+    """Source: cobra/util/nn_utils.py, FusedLDPProjector."""
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__(
+            nn.Linear(features, features * 4),
+            nn.GELU(),
+            nn.Linear(features * 4, width),
+            _Fewer(),
+            _Peg(width),
+        )
+
+
 _PROJECTORS: dict[str, type[nn.Module]] = {
     "fused-gelu-mlp": _FusedMlp,
+    "fused-ldpnet": _FusedLdp,
     "gelu-mlp": _Mlp,
     "linear": nn.Linear,
 }

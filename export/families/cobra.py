@@ -24,7 +24,12 @@ from mllm_export.records import record
 from mllm_export.spec import EncoderSpec, ModelSpec, ProjectorSpec, PromptSpec, TokenizerSpec
 from mllm_export.weights import Drop, Shape, Take, WeightMap
 
-_PROJECTORS = {"fused-gelu-mlp": "fused_gelu_mlp", "gelu-mlp": "mlp2x_gelu", "linear": "linear"}
+_PROJECTORS = {
+    "fused-gelu-mlp": "fused_gelu_mlp",
+    "gelu-mlp": "mlp2x_gelu",
+    "fused-ldpnet": "fused_ldpnet",
+    "linear": "linear",
+}
 """End of arch_specifier to the catalog; the first that fits counts.
 Source: cobra/models/vlms/cobra.py, CobraVLM.__init__."""
 

@@ -52,3 +52,37 @@ def to_map(rows: Tensor, side: int) -> Tensor:
 def to_rows(grid: Tensor) -> Tensor:
     """Shapes: [1, D, h, w] -> [1, h * w, D] in raster order."""
     return grid.flatten(2).transpose(1, 2)
+
+
+def pooled(grid: Tensor, side: int, to: int) -> Tensor:
+    """AdaptiveAvgPool2d(to): window i goes from floor(i * side / to) to ceil((i + 1) * side / to).
+
+    Written out because ONNX has no such operator and the exporter takes only sides that `to`
+    divides.
+    """
+    from torch.nn import functional
+
+    if side % to == 0:
+        return functional.avg_pool2d(grid, side // to)
+    return _pooled_axis(_pooled_axis(grid, 2, side, to), 3, side, to)
+
+
+def _pooled_axis(grid: Tensor, axis: int, side: int, to: int) -> Tensor:
+    import torch
+
+    windows = [(i * side // to, -(-(i + 1) * side // to)) for i in range(to)]
+    return torch.cat(
+        [
+            grid.narrow(axis, start, stop - start).mean(axis, keepdim=True)
+            for start, stop in windows
+        ],
+        dim=axis,
+    )
+
+
+def with_neighbours(weights: Mapping[str, Tensor], name: str, grid: Tensor) -> Tensor:
+    """A depthwise 3x3 convolution beside the map itself; it tells positions."""
+    from torch.nn import functional
+
+    kernel, bias = weights[f"{name}weight"], weights[f"{name}bias"]
+    return functional.conv2d(grid, kernel, bias, padding=1, groups=kernel.shape[0]) + grid

@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from mllm_export.export.projectors._rows import grid_side, linear_shapes, mlp2x, to_map, to_rows
+from mllm_export.export.projectors._rows import (
+    grid_side,
+    linear_shapes,
+    mlp2x,
+    pooled,
+    to_map,
+    to_rows,
+    with_neighbours,
+)
 from mllm_export.spec import ProjectorSpec
 from mllm_export.weights import Shape
 
@@ -45,40 +53,10 @@ class LdpV2:
 
     def apply(self, spec: ProjectorSpec, weights: Mapping[str, Tensor], features: Tensor) -> Tensor:
         """Features f32[1, tokens_in, in_width] to f32[1, 144, out_width]."""
-        from torch.nn import functional
-
         rows = mlp2x(weights, "mlp.mlp.0.", "mlp.mlp.2.", features)
         side = grid_side(spec.kind, spec.tokens_in)
-        grid = _pool(to_map(rows, side), side)
-        kernel, bias = weights["peg.peg.0.weight"], weights["peg.peg.0.bias"]
-        grid = functional.conv2d(grid, kernel, bias, padding=1, groups=spec.out_width) + grid
-        return to_rows(grid)
-
-
-def _pool(grid: Tensor, side: int) -> Tensor:
-    """AdaptiveAvgPool2d(12): window i goes from floor(i * side / 12) to ceil((i + 1) * side / 12).
-
-    Written out because ONNX has no such operator and the exporter takes only sides that
-    12 divides.
-    """
-    from torch.nn import functional
-
-    if side % _POOLED == 0:
-        return functional.avg_pool2d(grid, side // _POOLED)
-    return _pool_axis(_pool_axis(grid, 2, side), 3, side)
-
-
-def _pool_axis(grid: Tensor, axis: int, side: int) -> Tensor:
-    import torch
-
-    windows = [(i * side // _POOLED, -(-(i + 1) * side // _POOLED)) for i in range(_POOLED)]
-    return torch.cat(
-        [
-            grid.narrow(axis, start, stop - start).mean(axis, keepdim=True)
-            for start, stop in windows
-        ],
-        dim=axis,
-    )
+        grid = pooled(to_map(rows, side), side, _POOLED)
+        return to_rows(with_neighbours(weights, "peg.peg.0.", grid))
 
 
 PROJECTOR = LdpV2()

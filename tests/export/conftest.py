@@ -96,7 +96,34 @@ class LdpV2(nn.Module):
         return (self.peg.peg(x) + x).flatten(2).transpose(1, 2)
 
 
+class _Tokens(nn.Module):
+    """A module of maps, applied to rows."""
+
+    def __init__(self, **inner: nn.Module) -> None:
+        super().__init__()
+        ((self.name, module),) = inner.items()
+        self.add_module(self.name, module)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        side = int(x.shape[1] ** 0.5)
+        grid = x.transpose(1, 2).reshape(x.shape[0], -1, side, side)
+        made = self.get_submodule(self.name)(grid)
+        return (made + grid if self.name == "peg" else made).flatten(2).transpose(1, 2)
+
+
+def _fused_ldpnet(a: int, b: int) -> nn.Module:
+    """Cobra's FusedLDPProjector."""
+    return nn.Sequential(
+        nn.Linear(a, 4 * a),
+        nn.GELU(),
+        nn.Linear(4 * a, b),
+        _Tokens(dwn=nn.Sequential(nn.AdaptiveAvgPool2d((14, 14)))),
+        _Tokens(peg=nn.Sequential(nn.Conv2d(b, b, 3, 1, 1, groups=b))),
+    )
+
+
 _PROJECTORS: dict[str, Callable[[int, int], nn.Module]] = {
+    "fused_ldpnet": _fused_ldpnet,
     "ldp": Ldp,
     "ldpv2": LdpV2,
     "mlp2x_gelu": lambda a, b: nn.Sequential(nn.Linear(a, b), nn.GELU(), nn.Linear(b, b)),

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jinja2
@@ -148,6 +149,14 @@ def test_one_tower_has_no_fusion_and_no_name(model: Path) -> None:
     assert (spec.fusion, spec.projector.kind) == (None, "mlp2x_gelu")
 
 
+def test_the_projector_of_fewer_tokens_is_taken(tmp_path: Path) -> None:
+    whole = FAMILY.tiny()
+    model = dict(whole.config["model"], arch_specifier="no-align+fused-ldpnet")
+    small = replace(whole, config={**whole.config, "model": model})
+    spec = read(write_random_checkpoint(tmp_path / "model", small)).spec
+    assert (spec.projector.kind, spec.image_tokens) == ("fused_ldpnet", 196)
+
+
 def test_towers_are_taken_from_where_the_user_says(model: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     (model.parent / DINO).rename(elsewhere)
@@ -188,7 +197,7 @@ def test_a_copy_of_the_towers_in_a_training_dump_is_left_out(model: Path) -> Non
     ("keys", "error", "words"),
     [
         ({"vision_backbone_id": "dinoclip-vit-l-336px"}, UnsupportedModelError, "dinoclip-vit-l"),
-        ({"arch_specifier": "no-align+fused-ldpnet"}, UnsupportedModelError, "fused-ldpnet"),
+        ({"arch_specifier": "no-align+fused-qformer"}, UnsupportedModelError, "fused-qformer"),
         ({"image_resize_strategy": "letterbox"}, UnsupportedModelError, "'letterbox'"),
         ({"image_resize_strategy": ...}, CheckpointError, "'image_resize_strategy'"),
         ({"llm_backbone_id": "mamba-9b"}, CheckpointError, "'mamba-9b' was not found"),

@@ -44,8 +44,8 @@ def test_parameters_are_the_published_names_and_shapes(vision, kind):
     assert dict(PROJECTORS[kind].parameters(original.projector)) == original.projector_shapes()
 
 
-@pytest.mark.parametrize("kind", ["ldp", "ldpv2"])
-@pytest.mark.parametrize("side", [4, 7, 12, 16, 24, 25, 36])
+@pytest.mark.parametrize("kind", ["fused_ldpnet", "ldp", "ldpv2"])
+@pytest.mark.parametrize("side", [4, 7, 12, 14, 16, 24, 25, 27, 28, 36])
 def test_grids_of_any_side_follow_torch(vision, error, kind, side):
     image = vision(kind).encoder.image
     original = vision(kind, image=replace(image, size_px=4 * side))
@@ -76,6 +76,15 @@ def test_published_widths_have_the_known_parameter_counts(kind, width, count):
     assert spec.tokens_out == (576 if kind == "mlp2x_gelu" else 144)
 
 
+def test_cobras_grid_of_27_becomes_196_tokens():
+    spec = PROJECTORS["fused_ldpnet"].spec(2176, 2560, 729)
+    shapes = PROJECTORS["fused_ldpnet"].parameters(spec).values()
+    assert sum(torch.Size(shape).numel() for shape in shapes) == (
+        2176 * 8704 + 8704 + 8704 * 2560 + 2560 + 2560 * 9 + 2560
+    )
+    assert spec.tokens_out == 196
+
+
 @pytest.mark.parametrize("width", [32, 96, 104, 132, 1024, 2048, 2560, 4096, 5120])
 def test_squeeze_width_is_torchvisions(width):
     from torchvision.models._utils import _make_divisible
@@ -83,7 +92,7 @@ def test_squeeze_width_is_torchvisions(width):
     assert squeeze_width(width) == _make_divisible(width // 4, 8)
 
 
-@pytest.mark.parametrize("kind", ["ldp", "ldpv2"])
+@pytest.mark.parametrize("kind", ["fused_ldpnet", "ldp", "ldpv2"])
 @pytest.mark.parametrize("tokens", [0, 577, 575])
 def test_tokens_that_make_no_square_are_refused(kind, tokens):
     with pytest.raises(SpecError, match=f"{kind} needs a square of patches, .* {tokens} tokens"):
@@ -118,6 +127,7 @@ FAULTS = {
     "ldpv2: no convolution bias": ("ldpv2", lambda w: without(w, "peg.peg.0.bias")),
     "ldpv2: no convolution": ("ldpv2", lambda w: without(w, "peg.peg.0.weight")),
     "mlp2x_gelu: no first bias": ("mlp2x_gelu", lambda w: without(w, "0.bias")),
+    "fused_ldpnet: no convolution": ("fused_ldpnet", lambda w: without(w, "4.peg.0.weight")),
     "fused_gelu_mlp: no bias within": ("fused_gelu_mlp", lambda w: without(w, "2.bias")),
 }
 
@@ -162,6 +172,10 @@ def pool_after_convolution(head):
     head.forward = lambda x: _rows(pool(_peg(convolution, _map(head.mlp.mlp(x)))))
 
 
+def pooled_last(head):
+    head[3], head[4] = head[4], head[3]
+
+
 def no_skip(head):
     head.forward = lambda x: _rows(head.peg.peg(head.dwn(_map(head.mlp.mlp(x)))))
 
@@ -190,6 +204,8 @@ def _peg(convolution, grid):
         ("ldpv2", pool_after_convolution, 1e-2),
         ("ldpv2", no_skip, 1e-2),
         ("mlp2x_gelu", tanh_gelu, 2e-5),
+        ("fused_ldpnet", tanh_gelu, 2e-5),
+        ("fused_ldpnet", pooled_last, 1e-2),
         ("fused_gelu_mlp", tanh_gelu, 2e-5),
         ("fused_gelu_mlp", no_last_gelu, 1e-2),
     ],
