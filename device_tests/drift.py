@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mllm_export.bundle import Bundle
-from mllm_export.device_tests.diagnosis.graph import TowerGraph
 from mllm_export.device_tests.diagnosis.mixture import DecoderWeights, Mixture
 from mllm_export.device_tests.diagnosis.walk import decoder_drift, tower_drift
 from mllm_export.device_tests.diagnosis.walked import Walked
@@ -13,6 +12,7 @@ from mllm_export.device_tests.live import LiveOracle
 from mllm_export.device_tests.reference import Forced
 from mllm_export.device_tests.stored import Stored
 from mllm_export.device_tests.subject import Subject
+from mllm_export.device_tests.tower_file import TOWER_FILES
 from mllm_export.errors import CheckError
 from mllm_export.report import LayerDrift
 
@@ -29,7 +29,8 @@ def layer_drift(
     try:
         walked = Walked(reference)
         weights = DecoderWeights(dict(decoder), reference.decoder_originals(), resident=True)
-        graph = TowerGraph(bundle.path("tower"))
+        file = TOWER_FILES[bundle.manifest.vision_engine]
+        graph = file.seams(bundle.path("tower"), bundle.manifest.model)
         mixture = Mixture(walked, subject, graph, weights, "f32")
         pictures = list(oracle.samples.pictures.values())[:_PICTURES]
         cases = [case for case in oracle.logit_cases(subject) if case.pictures][:_SEQUENCES]

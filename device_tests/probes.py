@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 
-from mllm_export.device_tests.diagnosis.graph import TowerGraph
 from mllm_export.device_tests.diagnosis.walked import Walked, makers
 from mllm_export.device_tests.reference import Floats
+from mllm_export.device_tests.tower_file import TowerSeams
 from mllm_export.errors import CheckError
 from mllm_export.records import record
 
@@ -62,13 +61,12 @@ def original_ranges(walked: Walked, tiles: Sequence[Floats]) -> dict[str, float]
 
 
 def layer_ranges(
-    path: Path | None, original: Mapping[str, float], tiles: Sequence[Floats]
+    graph: TowerSeams | None, original: Mapping[str, float], tiles: Sequence[Floats]
 ) -> tuple[LayerRange, ...]:
-    """Both sides, in the order of the layers; the original's alone where no graph can be opened.
+    """Both sides, in the order of the layers; the original's alone where there is no graph.
 
     A state that enters a layer is what the layer before it made, and is named so.
     """
-    graph = _opened(path)
     if graph is None:
         return tuple(_named(original, {}, {}))
     entries = {name: graph.entry((_prefix(name),)) for name in original}
@@ -80,14 +78,6 @@ def layer_ranges(
             bad[name] += int(state.size - finite.sum())
             largest[name] = max(largest[name], float(np.abs(state[finite]).max(initial=0)))
     return tuple(_named(original, largest, bad))
-
-
-def _opened(path: Path | None) -> TowerGraph | None:
-    """None for another format, and for a tower that is no file."""
-    try:
-        return None if path is None else TowerGraph(path)
-    except CheckError:
-        return None
 
 
 def _prefix(name: str) -> str:

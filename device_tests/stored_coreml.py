@@ -18,7 +18,7 @@ from mllm_export.export.mil_program import MilProgram, Operation, Value, read_pr
 
 Array = npt.NDArray[Any]
 
-_ENDINGS = ("_quantized", "_palettized")
+ENDINGS = ("_quantized", "_palettized")
 """What coremltools puts behind a compressed constant's name."""
 
 
@@ -107,7 +107,7 @@ def _held(path: Path) -> tuple[Held, ...]:
 def _stored(
     held: Held, evaluator: Evaluator, operations: Mapping[str, Operation], turned: set[str]
 ) -> Stored:
-    names = (held.constant, *(held.constant + ending for ending in _ENDINGS))
+    names = (held.constant, *(held.constant + ending for ending in ENDINGS))
     name = next((n for n in names if n in operations), "")
     operation = operations.get(name)
     return CoremlStored(

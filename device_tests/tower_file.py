@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +18,19 @@ Embed = Callable[[Floats], Floats]
 """Pixels f32[1, 3, S, S] to embeddings f32[T, D]."""
 
 GraphOpener = Callable[[], GraphRun]
+
+
+class TowerSeams(Protocol):
+    """Tower and projector as a graph that can be entered and left between its layers."""
+
+    def entry(self, prefixes: Sequence[str]) -> str:
+        """The value from which everything with weights under `prefixes` starts; "" if several."""
+
+    def states(self, names: Sequence[str], pixels: Floats) -> list[Floats]:
+        """Values inside the graph for one tile. Shapes: f32[1, 3, S, S] -> as in the graph."""
+
+    def embed_from(self, name: str, value: Floats) -> Floats:
+        """The output for one tile when the value `name` is this. Shapes: -> f32[T, D]."""
 
 
 class TowerFile(Protocol):
@@ -40,6 +53,9 @@ class TowerFile(Protocol):
 
     def more_graphs(self, path: Path, image: ImageSpec | None) -> Mapping[str, GraphOpener]:
         """As `more`, for a graph of an encoder alone; see VisionEngine.open_graph."""
+
+    def seams(self, path: Path, spec: ModelSpec) -> TowerSeams:
+        """The same file, open between its layers."""
 
     def takes_pictures(self, path: Path) -> bool:
         """Whether the file is fed pictures of 8 bits, and normalises them itself."""

@@ -8,7 +8,7 @@ on. Source of what each operation means: apple/coremltools, converters/mil/mil/o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -65,8 +65,6 @@ class Evaluator:
         Shapes: f32[1, 3, S, S] each -> f32[T, D], or i64[1, T] -> f32[1, E]
         Raises: EngineError for an input that is missing or of another shape.
         """
-        import torch
-
         (asked,) = self.program.outputs
         found = {name: pixels.shape for name, pixels in given.items()}
         if found != {port.name: port.shape for port in self.program.inputs}:
@@ -75,16 +73,48 @@ class Evaluator:
                 f"{self.program.path}: needs {needed}, got "
                 f"{', '.join(f'{name!r} {list(shape)}' for name, shape in found.items())}"
             )
-        values: dict[str, Any] = {
-            port.name: self._rounded(torch.tensor(given[port.name]), port.type)
-            for port in self.program.inputs
+        return self.values(given, (asked,), watch)[0]
+
+    def values(
+        self,
+        given: Mapping[str, npt.NDArray[Any]],
+        wanted: Sequence[str],
+        watch: Watch | None = None,
+    ) -> list[npt.NDArray[np.float32]]:
+        """Values inside the program, from its inputs or from other values inside it.
+
+        Raises: EngineError where a wanted value also depends on something that is not given.
+        """
+        import torch
+
+        known: dict[str, Any] = {
+            name: self._rounded(torch.tensor(values), self.program.result(name).type)
+            for name, values in given.items()
         }
+        kept = {*wanted}
         with torch.no_grad():
-            for number, operation in enumerate(self.program.operations):
-                self._step(operation, values, watch)
+            for number in self._between(known, wanted):
+                self._step(self.program.operations[number], known, watch)
                 for name in self._last_use.get(number, ()):
-                    values.pop(name, None)
-        return values[asked].float().numpy()
+                    if name not in kept:
+                        known.pop(name, None)
+        return [known[name].float().numpy() for name in wanted]
+
+    def _between(self, given: Mapping[str, Any], wanted: Sequence[str]) -> list[int]:
+        """Numbers of the operations that lead from `given` to `wanted`, in order."""
+        open_ends = {*wanted} - {*given}
+        found = []
+        for number in range(len(self.program.operations) - 1, -1, -1):
+            operation = self.program.operations[number]
+            if open_ends.intersection(result.name for result in operation.results):
+                found.append(number)
+                open_ends.update(
+                    one
+                    for arguments in operation.inputs.values()
+                    for one in arguments
+                    if isinstance(one, str) and one not in given
+                )
+        return found[::-1]
 
     def constant(self, name: str) -> Tensor:
         """A constant's values, decoded, as the operations are given them; not kept."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from mllm_export.device_tests.probes import FLOAT16_LARGEST, LayerRange, layer_r
 from mllm_export.device_tests.reference import Floats
 from mllm_export.device_tests.stored import as_published, standing_in
 from mllm_export.device_tests.thumbnails import thumbnail
-from mllm_export.errors import EngineError
+from mllm_export.device_tests.tower_file import TOWER_FILES, TowerSeams
+from mllm_export.errors import EngineError, MllmExportError
 from mllm_export.export.tower_steps import FUSED, QUANTIZED, SMOOTHED, read_steps
 from mllm_export.pixels import tiles_of
 from mllm_export.report import Example, Measurement, Rung, rung_of
@@ -173,8 +175,21 @@ def _probes(context: Context) -> tuple[LayerRange, ...]:
     if context.live is None:
         return ()
     tiles, original = context.live.tower_probes()
-    path = context.bundle.path("tower") if context.bundle.find("tower") else None
-    return layer_ranges(path, original, tiles) if original else ()
+    return layer_ranges(_seams(context), original, tiles) if original else ()
+
+
+def _seams(context: Context) -> TowerSeams | None:
+    """None for a tower that is no file, one that cannot be opened, and one fed with pictures.
+
+    The probes are also of pixels that no picture gives; a file that is broken fails by itself.
+    """
+    if context.takes_pictures or not context.bundle.find("tower"):
+        return None
+    manifest = context.bundle.manifest
+    with suppress(MllmExportError):
+        file = TOWER_FILES[manifest.vision_engine]
+        return file.seams(context.bundle.path("tower"), manifest.model)
+    return None
 
 
 def _probed(context: Context, probes: Sequence[LayerRange]) -> list[Measurement]:

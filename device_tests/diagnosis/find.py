@@ -9,7 +9,6 @@ from pathlib import Path
 from mllm_export.bundle import Bundle
 from mllm_export.checkpoint import Checkpoint
 from mllm_export.device_tests.diagnosis import standing
-from mllm_export.device_tests.diagnosis.graph import TowerGraph
 from mllm_export.device_tests.diagnosis.losses import Judge, Loss
 from mllm_export.device_tests.diagnosis.mixture import (
     EVERY,
@@ -94,7 +93,8 @@ class _Search:
         progress: Progress,
     ) -> None:
         tensors, self._keys = read_decoder(bundle.path("decoder"))
-        stored_tower = TOWER_FILES[bundle.manifest.vision_engine].read(bundle.path("tower"))
+        file = TOWER_FILES[bundle.manifest.vision_engine]
+        stored_tower = file.read(bundle.path("tower"))
         oracle = oracle_of(bundle, checkpoint, evaluation, progress, subject.rest)
         self._oracle = _fewer(oracle)
         reference = self._oracle.reference
@@ -112,7 +112,7 @@ class _Search:
         self._simulated = self._kv != own
         walked = Walked(reference)
         decoder = DecoderWeights(tensors, reference.decoder_originals(), reference.resident)
-        graph = TowerGraph(bundle.path("tower"))
+        graph = file.seams(bundle.path("tower"), bundle.manifest.model)
         self._mixture = Mixture(walked, subject, graph, decoder, self._kv)
         if not self._mixture.is_cut:
             raise CheckError(

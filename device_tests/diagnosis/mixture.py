@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from mllm_export.device_tests.diagnosis.graph import TowerGraph
 from mllm_export.device_tests.diagnosis.kv_cache import RoundedCache
 from mllm_export.device_tests.diagnosis.walked import Walked
 from mllm_export.device_tests.greedy import Greedy, draft_tokens
@@ -18,6 +17,7 @@ from mllm_export.device_tests.reference import Floats, Forced, Reader
 from mllm_export.device_tests.samples import Question
 from mllm_export.device_tests.stored import Stored, as_published
 from mllm_export.device_tests.subject import Answer, Subject
+from mllm_export.device_tests.tower_file import TowerSeams
 from mllm_export.errors import CheckError
 
 Parts = frozenset[str]
@@ -67,7 +67,7 @@ class Mixture:
     """Embeddings and logits for any choice of exported parts; what was computed once is kept."""
 
     def __init__(
-        self, walked: Walked, subject: Subject, graph: TowerGraph, decoder: DecoderWeights, kv: str
+        self, walked: Walked, subject: Subject, graph: TowerSeams, decoder: DecoderWeights, kv: str
     ) -> None:
         """`kv` is the type of the export's KV cache."""
         self.walked = walked

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mllm_export.device_tests.coreml_seams import CoremlSeams
 from mllm_export.device_tests.limit import Kind
 from mllm_export.device_tests.reference import Floats
 from mllm_export.device_tests.stored import Stored
 from mllm_export.device_tests.stored_coreml import read_coreml
-from mllm_export.device_tests.tower_file import Embed, GraphOpener
+from mllm_export.device_tests.tower_file import Embed, GraphOpener, TowerSeams
 from mllm_export.errors import EngineError
 from mllm_export.export.coreml_package import read_contents
 from mllm_export.export.mil_evaluator import Evaluator, Precision
@@ -55,10 +56,7 @@ class EvaluatedTower:
         self._evaluator = None
 
     def _run(self, evaluator: Evaluator, tile: Mapping[str, Floats]) -> Floats:
-        given = dict(tile)
-        for one in self._spec.vision.image_inputs:
-            if one.name in evaluator.program.image_inputs:
-                given[one.name] = levels_of(tile[one.name][0], one.image)
+        given = fed(evaluator.program, self._spec, tile)
         return np.asarray(evaluator.run(given), np.float32)
 
 
@@ -80,6 +78,16 @@ class EvaluatedGraph:
         if self._image is not None and program.image_inputs:
             values = levels_of(values[0], self._image)
         return np.asarray(self._evaluator.run({port.name: values}), np.float32)
+
+
+def fed(program: MilProgram, spec: ModelSpec, tile: Mapping[str, Floats]) -> dict[str, Floats]:
+    """Normalised pixels f32[1, 3, S, S] by input, as levels where the program takes a picture."""
+    return {
+        one.name: levels_of(tile[one.name][0], one.image)
+        if one.name in program.image_inputs
+        else tile[one.name]
+        for one in spec.vision.image_inputs
+    }
 
 
 def levels_of(tile: Floats, image: ImageSpec) -> Floats:
@@ -142,6 +150,13 @@ class CoremlFile:
         if sys.platform == "darwin":
             found["program in float16"] = partial(EvaluatedGraph, path, image, "float16")
         return found
+
+    def seams(self, path: Path, spec: ModelSpec) -> TowerSeams:
+        """Its operations, run by the evaluator in float16.
+
+        Raises: EngineError for no ML Program, BuildError for another tool's package.
+        """
+        return CoremlSeams(path, partial(fed, read_program(path), spec))
 
     def takes_pictures(self, path: Path) -> bool:
         """By the type of its inputs."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from mllm_export.device_tests.diagnosis.graph import TowerGraph
 from mllm_export.device_tests.limit import Kind
 from mllm_export.device_tests.stored import Stored
 from mllm_export.device_tests.stored_tower import read_onnx, tower_kind
-from mllm_export.device_tests.tower_file import Embed, GraphOpener
+from mllm_export.device_tests.tower_file import Embed, GraphOpener, TowerSeams
 from mllm_export.runtimes.engines import VISION_ENGINES, VisionEngine
 from mllm_export.spec import ImageSpec, ModelSpec
 
@@ -41,6 +42,11 @@ class OnnxFile:
         """None."""
         del path, image
         return {}
+
+    def seams(self, path: Path, spec: ModelSpec) -> TowerSeams:
+        """Its nodes, run by ONNX Runtime. Raises: CheckError when it is no ONNX model."""
+        del spec
+        return TowerGraph(path)
 
     def takes_pictures(self, path: Path) -> bool:
         """Never."""
