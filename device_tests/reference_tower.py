@@ -71,6 +71,8 @@ def kind_of(config: Config) -> str:
     words = " ".join(
         config.text(key, "") for key in ("model_type", "architecture") if key in config
     )
+    if words.startswith("vit_"):  # timm's own name for the plain ones
+        return "timm_vit"
     if "vision_cfg" in config:
         words += config.section("vision_cfg").text("timm_model_name", "")
     return next((kind for kind in ("vitamin", "siglip") if kind in words), "clip")

@@ -1,6 +1,7 @@
 """Core ML towers: encoders x projectors x schemes, from the saved package against the original.
 
     python -m mllm_export.device_tests.benchmarks.coreml -o table.md
+    python -m mllm_export.device_tests.benchmarks.coreml --encoder dinov2 --projector fused_ldpnet
     python -m mllm_export.device_tests.benchmarks.coreml --full -o full.md
 
 Weights are random; the original is transformers' or timm's tower and the authors' projector in
@@ -35,6 +36,7 @@ from mllm_export.export.coreml_plan import plan_coreml_tensors
 from mllm_export.export.coreml_scheme import COREML_SCHEMES
 from mllm_export.export.formats.coreml import write_tower
 from mllm_export.export.mil_program import read_program
+from mllm_export.export.parts import ENCODERS as KINDS
 from mllm_export.export.parts import PROJECTORS
 from mllm_export.export.published_towers import CLIP_L_336
 from mllm_export.export.random_checkpoint import random_tensor
@@ -49,18 +51,34 @@ _SIZES = {
     "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
     "image_size": 96, "patch_size": 4,
 }  # fmt: skip
+_BLOCKS = {"depth": 3, "num_heads": 4, "img_size": 84}
 ENCODERS: Mapping[str, dict[str, object]] = {
     "clip_vit": {"model_type": "clip_vision_model", **_SIZES},
+    "dinov2": {
+        "architecture": "vit_small_patch14_reg4_dinov2",
+        "model_args": {"embed_dim": 64, **_BLOCKS},
+    },
     "siglip": {"model_type": "siglip_vision_model", **_SIZES},
+    "siglip_timm": {
+        "architecture": "vit_so400m_patch14_siglip_384",
+        "model_args": {"embed_dim": 64, "mlp_ratio": 2.5, **_BLOCKS},
+    },
     "vitamin": {
         "architecture": "vitamin_small_224",
         "model_args": {"depth": 3, "img_size": 96},
     },
 }
-"""Configs of small towers in their published words."""
+"""Configs of small towers in their published words, by file in export/encoders."""
 
-_PUBLISHED = {"ldp": "ldpnet", "ldpv2": "ldpnetv2", "linear": "linear", "mlp2x_gelu": "mlp2x_gelu"}
-"""File in export/projectors to mm_projector_type."""
+_AUTHORS: Mapping[str, str] = {
+    "fused_gelu_mlp": "fused-gelu-mlp",
+    "fused_ldpnet": "fused-ldpnet",
+    "ldp": "ldpnet",
+    "ldpv2": "ldpnetv2",
+    "linear": "linear",
+    "mlp2x_gelu": "mlp2x_gelu",
+}
+"""File in export/projectors to its published name."""
 
 HEAD = (
     "| encoder | projector | scheme | KiB | float32: worst cosine, error | float16: worst cosine, "
@@ -103,8 +121,9 @@ class Case:
         """The original's embeddings f32[T, D], with the file's own weights where given."""
         import torch
 
+        from mllm_export.device_tests.references._cobra import PROJECTORS as COBRAS
         from mllm_export.device_tests.references._fill import fill
-        from mllm_export.device_tests.references._projectors import PROJECTORS as AUTHORS
+        from mllm_export.device_tests.references._projectors import PROJECTORS as MOBILEVLMS
 
         def read(part: str, prefix: str) -> Callable[[str], Floats]:
             plain = self.read(part)
@@ -120,7 +139,7 @@ class Case:
             return value
 
         config = Config(self.config, "config.json")
-        make = AUTHORS[_PUBLISHED[self.projector]]
+        make = {**COBRAS, **MOBILEVLMS}[_AUTHORS[self.projector]]
         source = TowerSource(
             kind=kind_of(config),
             config=config,
@@ -131,9 +150,8 @@ class Case:
         )
         features = REFERENCE_TOWERS[source.kind].open(source, torch.float32).features(pixels)
         width = self.vision.encoders[0].width
-        head = fill(
-            lambda: make(width, self.out_width), read("projector", make.prefix), make.prefix
-        )
+        prefix = getattr(make, "prefix", "")
+        head = fill(lambda: make(width, self.out_width), read("projector", prefix), prefix)
         with torch.inference_mode():
             return np.asarray(head(features)[0].numpy(), np.float32)
 
@@ -218,8 +236,19 @@ def _row(
     )
 
 
+def cases_of(encoders: Sequence[str] | None, projectors: Sequence[str] | None) -> list[Case]:
+    """Small towers: every pair of the two catalogs, or of those that are asked for."""
+    return [
+        Case(encoder=name, config=ENCODERS[name], projector=projector, out_width=96)
+        for name in encoders or KINDS.names()
+        for projector in projectors or PROJECTORS.names()
+    ]
+
+
 def main(
     out: Annotated[Path | None, typer.Option("-o", help="Also write the table there.")] = None,
+    encoder: Annotated[list[str] | None, typer.Option(help="Only this one (repeatable).")] = None,
+    projector: Annotated[list[str] | None, typer.Option(help="Only this one (repeatable).")] = None,
     full: Annotated[bool, typer.Option(help="Published shapes of one pair.")] = False,
     scheme: Annotated[
         list[str] | None, typer.Option(help="Only this one beside float16 (repeatable).")
@@ -233,11 +262,7 @@ def main(
     cases = (
         [Case(encoder="ViT-L/14-336", config=CLIP_L_336, projector="ldpv2", out_width=2048)]
         if full
-        else [
-            Case(encoder=name, config=config, projector=projector, out_width=96)
-            for name, config in ENCODERS.items()
-            for projector in PROJECTORS.names()
-        ]
+        else cases_of(encoder, projector)
     )
     lines: list[str] = [HEAD]
     behind: list[str] = []

@@ -129,12 +129,13 @@ class _FusedLdp(nn.Sequential):
         )
 
 
-_PROJECTORS: dict[str, type[nn.Module]] = {
+PROJECTORS: dict[str, type[nn.Module]] = {
     "fused-gelu-mlp": _FusedMlp,
     "fused-ldpnet": _FusedLdp,
     "gelu-mlp": _Mlp,
     "linear": nn.Linear,
 }
+"""By the published arch_specifier, without how it was trained."""
 
 
 class CobraReference:
@@ -176,9 +177,9 @@ class CobraReference:
 
     @cached_property
     def _projector(self) -> nn.Module:
-        if self._parts.projector not in _PROJECTORS:
+        if self._parts.projector not in PROJECTORS:
             raise CheckError(f"no reference for projector '{self._parts.projector}'")
-        make = _PROJECTORS[self._parts.projector]
+        make = PROJECTORS[self._parts.projector]
         features = sum(int(timm_model(eye.config).embed_dim) for eye in self._parts.eyes)
         width = self._parts.llm.hidden_size
         return fill(lambda: make(features, width), self._parts.read, PROJECTOR, self._parts.dtype)
