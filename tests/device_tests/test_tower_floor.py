@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from mllm_export.commands.calibrating import Calibration
 from mllm_export.commands.opening import plan_job
@@ -12,6 +13,8 @@ from mllm_export.commands.widening import keep_floor
 from mllm_export.device_tests import calibration, tower_floor
 from mllm_export.device_tests.tower_floor import eight_bit_groups, widen
 from mllm_export.errors import RecipeError
+from mllm_export.export.family import FAMILIES
+from mllm_export.export.random_checkpoint import write_random_checkpoint
 from mllm_export.export.tower_job import TowerJob
 from mllm_export.progress import silent
 from mllm_export.quantize.recipe import load_recipe
@@ -65,13 +68,17 @@ def test_a_floor_that_is_no_cosine_is_refused(floor):
 
 
 @pytest.fixture
-def job(monkeypatch):
+def few(monkeypatch):
     monkeypatch.setattr(calibration, "PICTURES", 3)
     monkeypatch.setattr(tower_floor, "PICTURES", 2)
     monkeypatch.setattr(
         "mllm_export.export.child.run_in_child",
         lambda _stage, work, *args, progress: work(*args, progress),
     )
+
+
+@pytest.fixture
+def job(few):
     return plan_job("reference", "linux-x86_64-vnni", "int8-static", None, False)
 
 
@@ -86,6 +93,26 @@ def test_a_trained_tower_keeps_the_floor_and_the_plan_names_what_stayed_wider(jo
     assert all("0.9985 asked for" in note for note in wide.values())
     again = keep_floor(kept, False, Calibration(), silent)
     assert again.plan == kept.plan
+
+
+@pytest.mark.parametrize("encoder", ["dino", "siglip"])
+def test_of_two_encoders_the_sensitive_one_stays_wider(tmp_path, few, encoder):
+    """One channel of a norm is 300 times the others, and what reads it is 300 times smaller."""
+    tiny = FAMILIES["cobra"].tiny()
+    folder = write_random_checkpoint(tmp_path / "model", tiny)
+    published = {one.companion.name: one.companion.published for one in tiny.folders}
+    file = tmp_path / published[encoder] / "pytorch_model.bin"
+    weights = torch.load(file, weights_only=True)
+    weights["blocks.0.norm2.weight"][5] *= 300
+    weights["blocks.0.norm2.bias"][5] *= 300
+    weights["blocks.0.mlp.fc1.weight"][:, 5] /= 300
+    torch.save(weights, file)
+    plain = plan_job(str(folder), "linux-x86_64-vnni", "int8-static", None, False)
+    asked = replace(plain, recipe=replace(plain.recipe, tower_floor=0.993))
+    tower = keep_floor(asked, False, Calibration(), silent).plan.artifact("tower")
+    wide = [t.name for t in tower.tensors if "asked for" in t.note]
+    assert f"tower.{encoder}.blocks.0.mlp.fc1.weight" in wide
+    assert all(name.startswith(f"tower.{encoder}.blocks.0.") for name in wide)
 
 
 def test_a_floor_is_for_onnx_towers(job):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +27,8 @@ from mllm_export.quantize.tower_scheme import tower_scheme
 from mllm_export.spec import VisionSpec
 
 WIDTH = 96
+README = Path(__file__).parents[3] / "README.md"
+CODE = re.compile(r"`(\w+)`")
 PAIRS = [(encoder, "ldpv2") for encoder in ENCODERS.names()] + [
     ("clip_vit", projector) for projector in PROJECTORS.names() if projector != "ldpv2"
 ]
@@ -115,6 +119,17 @@ def test_the_saved_program_computes_what_the_tower_does(written, encoder, projec
     # Weights rounded to float16 move the result by a part of 2^-11 times the root of the depth.
     assert relative(evaluate(tower.path, pixels), expected) < 2e-3
     assert relative(evaluate(tower.path, pixels, "float16"), expected) < 4e-3
+
+
+@pytest.mark.parametrize("deployment", ["iOS17", "iOS18"])
+@pytest.mark.parametrize(("encoder", "projector"), PAIRS)
+def test_the_readme_says_where_every_operation_runs(written, encoder, projector, deployment):
+    """`gather`, which stays off the neural engine, is in no image tower."""
+    told = README.read_text().split("What stays off the neural engine.")[1].split("\n\n")[1]
+    on_the_engine, gathers, _, at_the_end = (set(CODE.findall(row)) for row in told.split("\n")[2:])
+    found = set(read_program(written(encoder, projector, deployment).path).counts())
+    assert found <= on_the_engine | at_the_end
+    assert gathers == {"gather"}
 
 
 @pytest.mark.parametrize(("encoder", "projector"), PAIRS)
