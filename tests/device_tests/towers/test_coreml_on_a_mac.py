@@ -53,9 +53,8 @@ class MLModel:
         return {self._evaluator.program.outputs[0]: self._evaluator.run(arrays)}
 
 
-@pytest.fixture
-def mac(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
-    """Every package that was opened, and for which units."""
+def on_a_mac(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """Every package that is opened from now on, and for which units."""
     MLModel.opened = []
     monkeypatch.setattr(coremltools.models, "MLModel", MLModel)
     for module in ("runtimes.vision.coreml", "device_tests.towers.coreml"):
@@ -66,7 +65,7 @@ def mac(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
 @pytest.mark.parametrize("image_input", [False, True], ids=["pixels", "picture"])
 @pytest.mark.parametrize("family", FAMILIES.names())
 def test_the_tower_rung_runs_core_ml_itself(
-    family: str, image_input: bool, tmp_path: Path, mac: list, monkeypatch: pytest.MonkeyPatch
+    family: str, image_input: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = Checkpoint(write_random_checkpoint(tmp_path / "m", FAMILIES[family].tiny()))
     reading = read_spec(checkpoint)
@@ -81,11 +80,12 @@ def test_the_tower_rung_runs_core_ml_itself(
     reference = REFERENCES[family](checkpoint)
     with next(iter(scenes(1))).open() as picture:
         pixels = reference.pixels(picture)
+    opened = on_a_mac(monkeypatch)
     monkeypatch.setenv("MLLM_COREML_UNITS", "CPU_AND_NE")
     file = TOWER_FILES["coreml"]
     assert not file.stands_in()
     made = file.engine().open(path, reading.spec, 1).embed(pixels)
-    assert mac == [(str(path), coremltools.ComputeUnit.CPU_AND_NE)]
+    assert opened == [(str(path), coremltools.ComputeUnit.CPU_AND_NE)]
     expected = reference.embed(pixels).reshape(made.shape)
     assert np.linalg.norm(made - expected) < 1e-2 * np.linalg.norm(expected)
     assert "run by Core ML" in file.notes(path)[0]
@@ -93,4 +93,4 @@ def test_the_tower_rung_runs_core_ml_itself(
     others = file.more(path, reading.spec)
     assert set(others) == {"program in float32", "program in float16"}
     np.testing.assert_array_equal(others["program in float16"]()(pixels), made)
-    assert len(mac) == 1
+    assert len(opened) == 1
