@@ -97,22 +97,26 @@ def test_a_trained_tower_keeps_the_floor_and_the_plan_names_what_stayed_wider(jo
 
 @pytest.mark.parametrize("encoder", ["dino", "siglip"])
 def test_of_two_encoders_the_sensitive_one_stays_wider(tmp_path, few, encoder):
-    """One channel of a norm is 300 times the others, and what reads it is 300 times smaller."""
+    """One channel of its stream is far larger than the others, which 8 bits then round away.
+
+    Measured: of the layers the spoilt one alone costs 1.6e-4 and 5.6e-4, any other at most 1.3e-5.
+    """
     tiny = FAMILIES["cobra"].tiny()
     folder = write_random_checkpoint(tmp_path / "model", tiny)
     published = {one.companion.name: one.companion.published for one in tiny.folders}
     file = tmp_path / published[encoder] / "pytorch_model.bin"
     weights = torch.load(file, weights_only=True)
-    weights["blocks.0.norm2.weight"][5] *= 300
-    weights["blocks.0.norm2.bias"][5] *= 300
-    weights["blocks.0.mlp.fc1.weight"][:, 5] /= 300
+    weights["blocks.0.mlp.fc2.weight"][3] *= 100
+    if encoder == "dino":
+        weights["blocks.0.ls2.gamma"][3] = 1.0
     torch.save(weights, file)
     plain = plan_job(str(folder), "linux-x86_64-vnni", "int8-static", None, False)
-    asked = replace(plain, recipe=replace(plain.recipe, tower_floor=0.993))
+    asked = replace(plain, recipe=replace(plain.recipe, tower_floor=0.9999))
     tower = keep_floor(asked, False, Calibration(), silent).plan.artifact("tower")
-    wide = [t.name for t in tower.tensors if "asked for" in t.note]
-    assert f"tower.{encoder}.blocks.0.mlp.fc1.weight" in wide
-    assert all(name.startswith(f"tower.{encoder}.blocks.0.") for name in wide)
+    wide = {t.name for t in tower.tensors if "asked for" in t.note}
+    assert f"tower.{encoder}.blocks.0.mlp.fc2.weight" in wide
+    layers = {".".join(name.split(".")[:4]) for name in wide if name.startswith("tower.")}
+    assert layers == {f"tower.{encoder}.blocks.0"}
 
 
 def test_a_floor_is_for_onnx_towers(job):
