@@ -13,7 +13,7 @@ from mllm_export.device_tests.reference import Forced
 from mllm_export.device_tests.stored import Stored
 from mllm_export.device_tests.subject import Subject
 from mllm_export.device_tests.tower_file import TOWER_FILES
-from mllm_export.errors import CheckError
+from mllm_export.errors import MllmExportError
 from mllm_export.report import LayerDrift
 
 _PICTURES, _SEQUENCES = 2, 4
@@ -39,5 +39,5 @@ def layer_drift(
         ]
         of_tower = tower_drift(mixture, pictures)
         return (*of_tower, *decoder_drift(walked, weights, sequences)), ""
-    except CheckError as failure:
+    except MllmExportError as failure:
         return (), f"drift of the layers was not measured: {failure}"
