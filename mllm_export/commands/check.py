@@ -81,7 +81,7 @@ def check(
         report = _check_here(opened, against, vision_tower, evaluation)
     if history is not None:
         _append(history, report, opened, when)
-    _finish(report, report_dir, as_json)
+    finish(report, report_dir, as_json)
 
 
 def _check_here(
@@ -99,11 +99,12 @@ def _check_here(
         return check_in_child(bundle, original, plan, evaluation, None, False, progress)
 
 
-def _finish(report: Report, report_dir: Path | None, as_json: bool) -> None:
+def finish(report: Report, report_dir: Path | None, as_json: bool) -> None:
+    """Write and print a report. Raises: CheckFailedError when a rung failed."""
     from mllm_export.commands.checking import verdict, write_reports
     from mllm_export.errors import CheckFailedError
     from mllm_export.records import to_json
-    from mllm_export.terminal import parity_table, stdout
+    from mllm_export.terminal import parity_table, print_note, stdout
 
     if report_dir is not None:
         report_dir.mkdir(parents=True, exist_ok=True)
@@ -112,6 +113,8 @@ def _finish(report: Report, report_dir: Path | None, as_json: bool) -> None:
         typer.echo(to_json(report), nl=False)
     else:
         stdout().print(parity_table(report))
+    for note in report.notes:
+        print_note(note)
     if not report.passed:
         raise CheckFailedError(verdict(report))
 

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from mllm_export.commands.check import finish
 from mllm_export.errors import PlanError
 from mllm_export.export import llava_layout
 from mllm_export.plan import Plan
 from mllm_export.records import from_plain
+from mllm_export.report import Report, Rung
 from tests.mllm_export.commands.conftest import Run
 
 
@@ -125,3 +127,14 @@ def test_ready_ci_files_are_listed_and_printed(command: Run) -> None:
 def test_compare_refuses_what_holds_no_report(command: Run, tmp_path: Path) -> None:
     assert "holds no report.json" in command("compare", tmp_path, tmp_path).error
     assert "or one and --history FILE" in command("compare", tmp_path).error
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_check_tells_how_a_tower_was_run(as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    rung = Rung(name="tower", status="passed", reference="the original", samples=1, measurements=())
+    words = {"model": "m", "family": "f", "target": "t", "recipe": "r", "profile": "default"}
+    report = Report(**words, rungs=(rung,), notes=("tower: operations in float32: none",))
+    finish(report, None, as_json)
+    told = capsys.readouterr()
+    assert "note: tower: operations in float32: none" in told.err
+    assert ("operations in float32" in told.out) == as_json
