@@ -37,6 +37,7 @@ from mllm_export.export.partial import partial_folder
 from mllm_export.export.parts import TOKENIZERS
 from mllm_export.export.target import Target
 from mllm_export.plan import ArtifactPlan, Plan
+from mllm_export.prefix import PREFIX
 from mllm_export.progress import Progress, silent
 
 TOOLS = (
@@ -199,6 +200,8 @@ def _described(file: SourceFile, role: FileRole) -> BundleFile:
 def _side_role(name: str) -> FileRole:
     if name in (FOLDS, IMATRIX):
         return "calibration"
+    if name == PREFIX:
+        return "prefix"
     return "report" if name.startswith("report.") else "text"
 
 

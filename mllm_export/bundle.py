@@ -22,6 +22,7 @@ FileRole = Literal[
     "text_tower",
     "decoder",
     "mmproj",
+    "prefix",
     "tokenizer",
     "golden",
     "calibration",

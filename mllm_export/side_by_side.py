@@ -97,6 +97,6 @@ class SideBySide:
 TOLD = (
     "Every engine runs in a process of its own, one after the other in each round; figures are "
     "medians over the rounds, ratios are ours over the engine's, taken within each round. Load "
-    "counts from the start of the process; a first question finds nothing remembered; the second "
-    "is about the same picture."
+    "counts from the start of the process; a first question finds nothing remembered but "
+    "what the bundle's own files hold; the second is about the same picture."
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +64,24 @@ class Decoder(Protocol):
 
     def close(self) -> None:
         """Give the memory back; a second call does nothing."""
+
+
+@runtime_checkable
+class KeepsBeginning(Protocol):
+    """A decoder whose state can be taken out, and put back in place of computing it."""
+
+    @property
+    def arithmetic(self) -> str:
+        """What the bits of a state depend on beside the file: the engine and its CPU features."""
+
+    def state_behind(self, ids: list[int]) -> bytes:
+        """The state that a first segment of these ids leaves; empty where there is no such thing.
+
+        Raises: EngineError for ids that cannot be evaluated.
+        """
+
+    def begin_with(self, ids: list[int], state: bytes) -> None:
+        """Put that state back whenever a prompt begins with these ids and nothing is kept."""
 
 
 GraphRun = Callable[[npt.NDArray[Any]], Floats]

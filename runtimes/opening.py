@@ -13,7 +13,14 @@ from mllm_export.bundle import Bundle, check_file, open_bundle
 from mllm_export.catalog import Catalog
 from mllm_export.errors import BundleError, EngineError
 from mllm_export.kv_cache import KvType
-from mllm_export.runtimes.engines import DECODER_ENGINES, VISION_ENGINES, Decoder, Tower
+from mllm_export.prefix import read_prefix
+from mllm_export.runtimes.engines import (
+    DECODER_ENGINES,
+    VISION_ENGINES,
+    Decoder,
+    KeepsBeginning,
+    Tower,
+)
 from mllm_export.runtimes.machine import architecture, cpu_features, usable_cores
 from mllm_export.runtimes.session import Session
 
@@ -54,7 +61,27 @@ def open_session(
         ready.result()
         return engine.open(decoder_path, spec, context, 1 if alone else cores, kv)
 
-    return Session(bundle, *_open_both(bundle, verify, open_tower, open_decoder))
+    tower, decoder = _open_both(bundle, verify, open_tower, open_decoder)
+    if bundle.find("prefix") is not None and isinstance(decoder, KeepsBeginning):
+        begin(bundle, decoder, kv)
+    return Session(bundle, tower, decoder)
+
+
+def begin(bundle: Bundle, decoder: KeepsBeginning, kv: KvType) -> bool:
+    """Have the decoder begin with the bundle's state; False where that is not for this one.
+
+    Any other decoder, engine, CPU or KV type would have computed other bits.
+    """
+    try:
+        prefix, state = read_prefix(bundle.path("prefix"))
+    except BundleError:
+        return False
+    (file,) = (file for file in bundle.manifest.files if file.role == "decoder")
+    found = (file.sha256, decoder.arithmetic, kv)
+    if found != (prefix.decoder_sha256, prefix.arithmetic, prefix.kv_type):
+        return False
+    decoder.begin_with(list(prefix.ids), state)
+    return True
 
 
 def _open_both(

@@ -103,6 +103,7 @@ def build_bundle(
     def finish(bundle: Bundle, float_tower: Path | None) -> Literal["passed", "unchecked"]:
         from mllm_export.commands.checking import check_new_bundle
 
+        _keep_beginning(bundle, progress)
         if no_check:
             return "unchecked"
         reports.append(check_new_bundle(job, bundle, float_tower, evaluation, out, progress))
@@ -128,6 +129,24 @@ def build_bundle(
         given.calibrated(job),
     )
     return reports[0] if reports else None
+
+
+def _keep_beginning(bundle: Bundle, progress: Progress) -> None:
+    """Compute the prompt's beginning here where the device computes as this machine does.
+
+    Not for a small decoder, which does that sooner than it reads a file.
+    """
+    from mllm_export.device_tests.prefix import prefix_stage
+    from mllm_export.export.child import run_in_child
+    from mllm_export.prefix import PREFIX
+    from mllm_export.runtimes.machine import architecture
+    from mllm_export.runtimes.opening import is_small
+
+    # A killed build of another decoder may have left one.
+    (bundle.folder / PREFIX).unlink(missing_ok=True)
+    here = bundle.manifest.arch == architecture()
+    if here and not is_small(bundle.path("decoder")):
+        run_in_child("prefix", prefix_stage, bundle, progress=progress)
 
 
 def _within(job: Job, memory_budget: str, mmproj: bool, given: Calibration) -> Job:

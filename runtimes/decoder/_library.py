@@ -29,6 +29,12 @@ def start() -> None:
     llama_cpp.llama_backend_init()
 
 
+def arithmetic() -> str:
+    """What the bits of a result depend on: the library and the CPU features it was built for."""
+    features = llama_cpp.llama_print_system_info().decode("ascii", "replace")
+    return f"llama-cpp-python {llama_cpp.__version__}: {' '.join(features.split())}"
+
+
 def last_complaint() -> str:
     """The last error lines llama.cpp logged, and forget them."""
     text = "; ".join(_complaints) or "it gave no reason"

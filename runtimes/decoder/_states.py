@@ -98,6 +98,42 @@ class RecurrentStates:
         return pointer, len(self._bytes), _SEQUENCE
 
 
+class PrefixStates:
+    """What a prompt's first batch leaves in a KV cache, computed before, in the bits it left."""
+
+    def __init__(self, context: Any, chunk: Chunk, state: bytes) -> None:
+        """`context` must outlive this."""
+        self._context = context
+        self._chunk = chunk
+        self._bytes = ctypes.create_string_buffer(state, len(state))
+
+    def save(self, done: Sequence[Chunk], ahead: Sequence[Chunk]) -> None:
+        """Nothing: a KV cache keeps beginnings by itself."""
+
+    def restore(self, wanted: Sequence[Chunk]) -> list[Chunk]:
+        """The first batch, where it is the same; nothing where llama.cpp does not take it."""
+        if len(wanted) < 2 or wanted[0].key != self._chunk.key:
+            return []
+        place = ctypes.cast(self._bytes, ctypes.POINTER(ctypes.c_uint8)), len(self._bytes)
+        if llama_cpp.llama_state_seq_set_data(self._context, *place, _SEQUENCE):
+            return [self._chunk]
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), False)
+        _library.last_complaint()
+        return []
+
+    def drop(self) -> None:
+        """Nothing: it is the file's, not an earlier prompt's."""
+
+
+def take_state(context: Any) -> bytes:
+    """The sequence's state as it is now."""
+    size = llama_cpp.llama_state_seq_get_size(context, _SEQUENCE)
+    data = ctypes.create_string_buffer(size)
+    place = ctypes.cast(data, ctypes.POINTER(ctypes.c_uint8)), size
+    written = llama_cpp.llama_state_seq_get_data(context, *place, _SEQUENCE)
+    return data.raw[:written]
+
+
 def states_of(model: Any, context: Any) -> States:
     """What a model's kind of memory needs."""
     recurrent = llama_cpp.llama_model_is_recurrent(model)

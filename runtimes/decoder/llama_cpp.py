@@ -21,7 +21,13 @@ from mllm_export.runtimes.decoder._handles import (
     open_context,
     open_model,
 )
-from mllm_export.runtimes.decoder._states import states_of
+from mllm_export.runtimes.decoder._states import (
+    NoStates,
+    PrefixStates,
+    States,
+    states_of,
+    take_state,
+)
 from mllm_export.runtimes.engines import Floats, Segment
 from mllm_export.runtimes.prompt import count_positions
 from mllm_export.spec import ModelSpec
@@ -51,7 +57,7 @@ class LlamaCppDecoder:
         except BaseException:
             llama_cpp.llama_model_free(model)
             raise
-        self._states = states_of(model, self._context)
+        self._states: States = states_of(model, self._context)
         self._free = weakref.finalize(self, free, self._context, model)
 
     def close(self) -> None:
@@ -161,6 +167,33 @@ class LlamaCppDecoder:
         self._require_open()
         self._rewind(0)
         self._states.drop()
+
+    @property
+    def arithmetic(self) -> str:
+        """What the bits of a state depend on beside the file."""
+        return _library.arithmetic()
+
+    def state_behind(self, ids: list[int]) -> bytes:
+        """The state that a first segment of these ids leaves; empty where no batch ends there.
+
+        Raises: EngineError for ids that cannot be evaluated.
+        """
+        if not isinstance(self._states, NoStates) or not 0 < len(ids) <= BATCH_ROWS:
+            return b""
+        self.forget()
+        # Behind it something else, as in a prompt: of the last batch logits are computed.
+        self.evaluate([ids, ids[:1]], all_logits=False)
+        self._rewind(1)
+        state = take_state(self._context)
+        self.forget()
+        return state
+
+    def begin_with(self, ids: list[int], state: bytes) -> None:
+        """Put that state back whenever a prompt begins with these ids and nothing is kept."""
+        self._require_open()
+        if isinstance(self._states, NoStates):
+            (chunk,) = cut([ids], BATCH_ROWS)
+            self._states = PrefixStates(self._context, chunk, state)
 
     def _require_open(self) -> None:
         if not self._free.alive:
