@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from mllm_export.device_tests.tower_file import TOWER_FILES
 from mllm_export.errors import BuildError, EngineError, PlanError, RecipeError
 from mllm_export.export.coreml_compress import compress
 from mllm_export.export.coreml_options import CoremlOptions
@@ -231,6 +232,8 @@ def test_what_overflows_float16_runs_in_float32_and_is_named(tmp_path):
     assert read_contents(tower.path).float32 == named
     kinds = {r.name: r.type for o in read_program(tower.path).operations for r in o.results}
     assert all(kinds[name] == "FLOAT32" for name in named)
+    told = TOWER_FILES["coreml"].notes(tower.path)
+    assert told[1] == f"tower: operations in float32: {', '.join(named)}"
     pixels = tower.pixels()
     made = evaluate(tower.path, pixels, "float16")
     assert relative(made, tower.expected(pixels)) < 1e-2
