@@ -12,9 +12,8 @@ from pathlib import Path
 
 from mllm_export.device_tests.peer import PEERS, Errand, Outcome
 from mllm_export.errors import CheckError, MllmExportError
+from mllm_export.pages import peak_bytes
 from mllm_export.records import from_json, to_json
-
-_STATUS = Path("/proc/self/status")
 
 
 def run_errand(errand: Errand, folder: Path) -> Outcome:
@@ -48,23 +47,8 @@ def main(errand: Path, outcome: Path, started: float) -> None:
     with PEERS[task.peer].open(task) as opened:
         load_ms = 1000 * (time.time() - started)
         spent = tuple(opened.answer(ask, task.tokens) for ask in task.asks)
-    made = Outcome(load_ms=load_ms, spent=spent, peak_bytes=_peak_bytes())
+    made = Outcome(load_ms=load_ms, spent=spent, peak_bytes=peak_bytes())
     outcome.write_text(to_json(made), encoding="utf-8")
-
-
-def _peak_bytes() -> int:
-    """Largest resident set of this program, without what the one that started it held.
-
-    Source: proc(5), VmHWM; getrusage(2) where there is none: bytes on macOS.
-    """
-    if _STATUS.exists():
-        for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) << 10
-    import resource
-
-    peak = int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    return peak if sys.platform == "darwin" else peak << 10
 
 
 if __name__ == "__main__":

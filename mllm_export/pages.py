@@ -1,4 +1,4 @@
-"""Give memory back to the system: pages of mapped files, and freed heap."""
+"""Memory of this process: its peak, and what goes back to the system."""
 
 from __future__ import annotations
 
@@ -10,7 +10,23 @@ from pathlib import Path
 
 _MADV_DONTNEED = getattr(mmap, "MADV_DONTNEED", None)
 _MAPS = Path("/proc/self/maps")
+_STATUS = Path("/proc/self/status")
 _WEIGHT_FILES = (".bin", ".gguf", ".onnx", ".pt", ".safetensors")
+
+
+def peak_bytes() -> int:
+    """Largest resident set of this program, without what the one that started it held.
+
+    Source: proc(5), VmHWM; getrusage(2) where there is none: bytes on macOS.
+    """
+    if _STATUS.exists():
+        for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) << 10
+    import resource
+
+    peak = int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return peak if sys.platform == "darwin" else peak << 10
 
 
 def forget_pages(address: int, size_bytes: int) -> None:

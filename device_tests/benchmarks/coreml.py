@@ -11,7 +11,6 @@ of the small twins, and prints the time and peak memory of every process.
 
 from __future__ import annotations
 
-import resource
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,6 +41,7 @@ from mllm_export.export.published_towers import CLIP_L_336
 from mllm_export.export.random_checkpoint import random_tensor
 from mllm_export.export.stored import to_published
 from mllm_export.export.tower_choice import encoder_for
+from mllm_export.pages import peak_bytes
 from mllm_export.plan import TensorPlan
 from mllm_export.progress import Progress, silent
 from mllm_export.records import record
@@ -159,19 +159,14 @@ class Case:
 def write_stage(case: Case, path: Path, options: CoremlOptions, progress: Progress) -> float:
     """The package in float16; returns this process's peak in MiB."""
     write_tower(path, case.vision, case.read("tower"), case.read("projector"), options, progress)
-    return _peak_mib()
+    return peak_bytes() / (1 << 20)
 
 
 def compress_stage(path: Path, rows: tuple[TensorPlan, ...], progress: Progress) -> float:
     """Each weight as planned; returns this process's peak in MiB."""
     del progress
     compress(path, {row.name: row.scheme for row in rows})
-    return _peak_mib()
-
-
-def _peak_mib() -> float:
-    # Linux counts in KiB.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_bytes() / (1 << 20)
 
 
 def measure(case: Case, folder: Path, schemes: Sequence[str]) -> Iterator[str]:

@@ -1,11 +1,13 @@
 """Memory of mapped files goes back to the system, and their contents stay."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import psutil
 
-from mllm_export.pages import forget_weight_files, trim_heap
+from mllm_export.pages import forget_weight_files, peak_bytes, trim_heap
 
 MIB = 1 << 20
 
@@ -28,3 +30,14 @@ def test_pages_of_a_mapped_weight_file_are_dropped_and_read_again(tmp_path: Path
 
 def test_trimming_is_harmless() -> None:
     trim_heap()
+
+
+def test_the_peak_is_that_of_this_program_alone() -> None:
+    """Linux' getrusage goes on counting what the process held before it became this program."""
+    held = np.ones(400 * MIB // 8)
+    program = "from mllm_export.pages import peak_bytes; print(peak_bytes())"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert 5 < int(done.stdout) / MIB < 200
+    assert peak_bytes() > held.nbytes
