@@ -10,25 +10,28 @@ from typing import Any
 from mllm_export.bundle import open_bundle
 from mllm_export.device_tests.peer import Ask, Errand, Opened, Peer, Spent
 from mllm_export.errors import CheckError
-from mllm_export.runtimes.preprocess import preprocess
-from mllm_export.spec import ImageSpec
+from mllm_export.pixels import tiles_of
+from mllm_export.runtimes.preprocess import preprocess_inputs
+from mllm_export.spec import VisionSpec
 
 
 class OpenVino:
     """A compiled tower."""
 
-    def __init__(self, tower: Any, image: ImageSpec) -> None:
+    def __init__(self, tower: Any, vision: VisionSpec) -> None:
         """It is compiled."""
         self._tower = tower
-        self._image = image
+        self._vision = vision
 
     def answer(self, ask: Ask, tokens: int) -> Spent:
         """Preprocessing is ours; only the tower's time is OpenVINO's."""
         del tokens
         start = perf_counter()
-        pixels = preprocess(ask.picture, self._image)
+        pixels = preprocess_inputs(ask.picture, self._vision.image_inputs)
+        tiles = tiles_of(pixels, self._vision.input_shapes)
         cut = perf_counter()
-        self._tower(pixels)
+        for tile in tiles:
+            self._tower(tile)
         return Spent(preprocess_ms=1000 * (cut - start), tower_ms=1000 * (perf_counter() - cut))
 
 
@@ -44,7 +47,7 @@ def open_openvino(errand: Errand) -> Iterator[Opened]:
     compiled = openvino.Core().compile_model(
         tower, "CPU", {"INFERENCE_NUM_THREADS": errand.threads, "PERFORMANCE_HINT": "LATENCY"}
     )
-    yield OpenVino(compiled, bundle.manifest.model.encoders[0].image)
+    yield OpenVino(compiled, bundle.manifest.model.vision)
 
 
 PEER = Peer(title="OpenVINO, the tower alone", open=open_openvino, package="openvino")

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from mllm_export.checkpoint import Checkpoint
 from mllm_export.commands.opening import reference_folder
 from mllm_export.device_tests.bandwidth import Rates, token_bytes
 from mllm_export.device_tests.peer import (
@@ -22,8 +25,11 @@ from mllm_export.device_tests.peer import (
 from mllm_export.device_tests.peer_files import gathered
 from mllm_export.device_tests.peer_process import run_errand
 from mllm_export.device_tests.peers import ours
+from mllm_export.device_tests.peers.openvino import OpenVino
 from mllm_export.device_tests.side_by_side import fold, side_by_side
 from mllm_export.errors import CheckError
+from mllm_export.export.family import FAMILIES, read_spec
+from mllm_export.export.random_checkpoint import write_random_checkpoint
 from mllm_export.progress import Step, silent
 from mllm_export.runtimes import load
 from mllm_export.side_by_side import DECODE
@@ -205,3 +211,17 @@ def test_more_tokens_than_the_context_holds_are_refused(reference_bundle: Build)
             tokens=1_000_000,
             progress=silent,
         )
+
+
+def test_a_tower_of_two_encoders_is_fed_both(tmp_path: Path) -> None:
+    """OpenVINO itself need not be there: what it compiles is called with inputs by name."""
+    made = write_random_checkpoint(tmp_path / "model", FAMILIES["cobra"].tiny())
+    vision = read_spec(Checkpoint(made)).spec.vision
+    picture = tmp_path / "p.png"
+    Image.new("RGB", (50, 40), "red").save(picture)
+    fed: list[dict[str, np.ndarray]] = []
+    OpenVino(fed.append, vision).answer(Ask(picture=picture, ids=(), second_ids=()), 0)
+    (tile,) = fed
+    assert {name: pixels.shape for name, pixels in tile.items()} == vision.input_shapes
+    dino, siglip = tile.values()
+    assert not np.allclose(dino, siglip)
