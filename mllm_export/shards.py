@@ -6,7 +6,7 @@ import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +14,13 @@ import numpy.typing as npt
 from mllm_export.errors import CheckpointError
 from mllm_export.pages import forget_pages
 from mllm_export.records import record
+from mllm_export.torch_archive import ArchivedTensor, read_archive
 
 if TYPE_CHECKING:
     import torch
 
 Array = npt.NDArray[Any]
+T = TypeVar("T")
 
 _SAFETENSORS_DTYPES = {
     "F64": "float64",
@@ -71,7 +73,10 @@ def open_shard(path: Path) -> Shard:
     """
     if not path.is_file():
         raise CheckpointError(f"shard '{path.name}' is missing from {path.parent}; copy it there")
-    return SafetensorsShard(path) if path.suffix == ".safetensors" else TorchShard(path)
+    if path.suffix == ".safetensors":
+        return SafetensorsShard(path)
+    archived = read_archive(path)
+    return TorchShard(path) if archived is None else ArchiveShard(path, archived)
 
 
 class SafetensorsShard:
@@ -117,14 +122,45 @@ class SafetensorsShard:
         start, stop = entry["data_offsets"]
         if start == stop:
             return np.zeros(info.shape, numpy_dtype(info.dtype))
-        raw = np.memmap(self.path, np.uint8, "r", self._start + start, (stop - start,))
-        return raw.view(numpy_dtype(info.dtype)).reshape(info.shape)
+        return _mapped(self.path, self._start + start, stop - start, info)
+
+
+def _mapped(path: Path, start: int, size_bytes: int, info: TensorInfo | ArchivedTensor) -> Array:
+    raw = np.memmap(path, np.uint8, "r", start, (size_bytes,))
+    values: Array = raw.view(numpy_dtype(info.dtype)).reshape(info.shape)
+    return values
+
+
+class ArchiveShard:
+    """A `torch.save` file of a state dict, memory-mapped without torch.
+
+    State dicts within it are read as one, names joined by dots, as Prismatic's are saved.
+    """
+
+    def __init__(self, path: Path, archived: Mapping[str, Any]) -> None:
+        """`archived` is what `read_archive` found."""
+        self.path = path
+        self._tensors = _flat_state(path, archived, ArchivedTensor)
+
+    def infos(self) -> dict[str, TensorInfo]:
+        """What the file holds."""
+        return {
+            name: TensorInfo(name=name, dtype=one.dtype, shape=one.shape, file=self.path.name)
+            for name, one in self._tensors.items()
+        }
+
+    def read(self, name: str) -> Array:
+        """A read-only view of one tensor in its stored dtype."""
+        found = self._tensors[name]
+        if not found.size_bytes:
+            return np.zeros(found.shape, numpy_dtype(found.dtype))
+        return _mapped(self.path, found.start, found.size_bytes, found)
 
 
 class TorchShard:
-    """A `torch.save` file of a state dict, read with weights_only and memory-mapped.
+    """A `torch.save` file that torch must read: with weights_only, and mapped where it is a zip.
 
-    State dicts within it are read as one, names joined by dots, as Prismatic's are saved.
+    See `ArchiveShard`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -152,7 +188,7 @@ class TorchShard:
                 f"{path}: not a whole torch file ({_first_line(failure)}); "
                 "copy or download it again"
             ) from failure
-        return _flat_state(path, state)
+        return _flat_state(path, state, torch.Tensor)
 
     def infos(self) -> dict[str, TensorInfo]:
         """What the file holds."""
@@ -184,16 +220,14 @@ def _is_zip(path: Path) -> bool:
         return file.read(2) == b"PK"
 
 
-def _flat_state(path: Path, state: object, before: str = "") -> dict[str, torch.Tensor]:
-    import torch
-
+def _flat_state(path: Path, state: object, kind: type[T], before: str = "") -> dict[str, T]:
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}, needed: a state dict")
-    found: dict[str, torch.Tensor] = {}
+    found: dict[str, T] = {}
     for name, value in state.items():
         if isinstance(value, Mapping):
-            found |= _flat_state(path, value, f"{before}{name}.")
-        elif isinstance(value, torch.Tensor):
+            found |= _flat_state(path, value, kind, f"{before}{name}.")
+        elif isinstance(value, kind):
             found[f"{before}{name}"] = value
         else:
             raise CheckpointError(

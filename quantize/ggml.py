@@ -17,11 +17,15 @@ from mllm_export.errors import LayoutError
 
 Floats = npt.NDArray[np.float32]
 Packed = npt.NDArray[np.uint8]
+Stored = npt.NDArray[Any]
+"""Values in a checkpoint's dtype: float32, float16, bfloat16."""
 
 _LIBRARY_NAMES = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll", "libggml-base.dll")
 _MIN_CHUNK_VALUES = 1 << 16
 """Below this a thread costs more than it saves; about 0.1 ms of Q4_0."""
 _CHUNKS_A_CORE = 8
+_FLOAT_TYPES = {"float16": 1, "bfloat16": 30}
+"""numpy's names to ggml's numbers. Source: ggml.h, enum ggml_type."""
 
 _ToFloat = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
 
@@ -41,29 +45,31 @@ class _TypeTraits(ctypes.Structure):
 
 
 def quantize_rows(
-    ggml_type: int, rows: Floats, row_bytes: int, importance: Floats | None = None
+    ggml_type: int, rows: Stored, row_bytes: int, importance: Floats | None = None
 ) -> Packed:
     """Store rows in a ggml type; chunks of rows go to all cores.
+
+    Rows of 16 bits become float32 a chunk at a time, so that no second copy of all stands.
 
     `importance` is what an error in a column costs; ggml then searches for the steps that cost
     least. Each row is stored by itself, so the bytes do not depend on the chunks.
 
-    Shapes: f32[rows, cols], cols whole blocks; f32[cols] -> u8[rows, row_bytes].
+    Shapes: float[rows, cols], cols whole blocks; f32[cols] -> u8[rows, row_bytes].
     Raises: LayoutError when a value is not finite, or is not once it is stored.
     """
     library = _library()
-    rows = np.ascontiguousarray(rows, dtype=np.float32)
     count, cols = rows.shape
     packed = np.empty((count, row_bytes), np.uint8)
     costs = None if importance is None else _costs(importance, cols)
     costs_at = None if costs is None else costs.ctypes.data_as(ctypes.c_void_p)
 
     def store(first: int, stop: int) -> bool:
-        # ggml's own validation sees the scales alone: a NaN between numbers would pass.
-        if not np.isfinite(rows[first:stop]).all():
-            return False
         # ctypes lets go of the interpreter lock, so the chunks run side by side.
-        source = rows[first:stop].ctypes.data_as(ctypes.c_void_p)
+        values = _as_floats(rows[first:stop])
+        # ggml's own validation sees the scales alone: a NaN between numbers would pass.
+        if not np.isfinite(values).all():
+            return False
+        source = values.ctypes.data_as(ctypes.c_void_p)
         target = packed[first:stop].ctypes.data_as(ctypes.c_void_p)
         size = (stop - first) * row_bytes
         written = library.ggml_quantize_chunk(
@@ -75,6 +81,18 @@ def quantize_rows(
     if not all(_over_chunks(store, count, cols)):
         raise LayoutError(f"{type_name(ggml_type)} cannot hold {_what_overflows(rows)}")
     return packed
+
+
+def _as_floats(rows: Stored) -> Floats:
+    """Contiguous float32 rows; numpy would hold the interpreter lock while it reads bfloat16."""
+    ggml_type = _FLOAT_TYPES.get(rows.dtype.name)
+    if ggml_type is None:
+        return np.ascontiguousarray(rows, dtype=np.float32)
+    source = np.ascontiguousarray(rows)
+    values = np.empty(rows.shape, np.float32)
+    pointers = (array.ctypes.data_as(ctypes.c_void_p) for array in (source, values))
+    _traits(ggml_type).to_float(*pointers, values.size)
+    return values
 
 
 def _costs(importance: Floats, cols: int) -> Floats:
@@ -131,10 +149,11 @@ def _over_chunks(work: Any, rows: int, cols: int) -> list[bool]:
         return list(pool.map(work, bounds[:-1], bounds[1:]))
 
 
-def _what_overflows(rows: Floats) -> str:
-    if not np.isfinite(rows).all():
+def _what_overflows(rows: Stored) -> str:
+    values = np.asarray(rows, np.float32)
+    if not np.isfinite(values).all():
         return "NaN or infinite values"
-    return f"a value as large as {np.abs(rows).max():g}"
+    return f"a value as large as {np.abs(values).max():g}"
 
 
 @cache

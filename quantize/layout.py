@@ -11,7 +11,7 @@ import numpy as np
 from mllm_export.catalog import Catalog
 from mllm_export.errors import LayoutError
 from mllm_export.quantize.codes import Write
-from mllm_export.quantize.ggml import Floats, Packed, dequantize_rows, quantize_rows
+from mllm_export.quantize.ggml import Floats, Packed, Stored, dequantize_rows, quantize_rows
 from mllm_export.quantize.grid import Grid
 from mllm_export.records import record
 
@@ -41,8 +41,8 @@ class Layout(Protocol):
     def row_bytes(self, cols: int) -> int:
         """Bytes of one stored row; raises LayoutError for a ragged one."""
 
-    def pack(self, rows: Floats, importance: Floats | None = None) -> Packed:
-        """Store rows: f32[rows, cols] -> u8[rows, row_bytes].
+    def pack(self, rows: Stored, importance: Floats | None = None) -> Packed:
+        """Store rows: float[rows, cols] -> u8[rows, row_bytes].
 
         `importance` f32[cols] is what an error in each column costs; None: all the same.
         """
@@ -98,8 +98,8 @@ class GgmlLayout:
             )
         return cols // self.block_values * self.block_bytes
 
-    def pack(self, rows: Floats, importance: Floats | None = None) -> Packed:
-        """Store rows: f32[rows, cols] -> u8[rows, row_bytes].
+    def pack(self, rows: Stored, importance: Floats | None = None) -> Packed:
+        """Store rows: float[rows, cols] -> u8[rows, row_bytes].
 
         `importance` f32[cols] is what an error in each column costs; None: all the same.
 

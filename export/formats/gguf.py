@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -10,13 +11,15 @@ from typing import Any, BinaryIO
 from mllm_export.errors import BuildError, CheckpointError, LayoutError
 from mllm_export.export.decoder_plan import StoredTensor
 from mllm_export.export.decoder_values import PlainValues, Values
-from mllm_export.export.parts import Array, GgufField, GgufTensor, Reader, as_float32
+from mllm_export.export.parts import Array, GgufField, GgufTensor, Reader
+from mllm_export.pages import forget_weight_files
 from mllm_export.progress import Progress, Step, silent
 from mllm_export.quantize.ggml import Floats, Packed
 from mllm_export.quantize.layout import LAYOUTS
 
 _SLAB_BYTES = 32 << 20
-"""Float32 values in hand at once: enough to keep every core busy, little beside a tensor."""
+"""Size as float32 of what is packed at once: enough to keep every core busy, little beside a
+tensor."""
 
 _ARCHITECTURE = "general.architecture"
 
@@ -105,14 +108,41 @@ def _write_tensors(
 ) -> None:
     total = sum(stored.size_bytes for stored in tensors)
     done = 0
-    for stored in tensors:
-        name = stored.tensor.name
-        for slab in slabs(stored):
-            progress(Step(stage=stage, item=name, done=done, total=total))
-            file.write(slab.data)
-            done += slab.nbytes
-        _pad(file, alignment)
+    with _Aside(file) as aside:
+        for stored in tensors:
+            name = stored.tensor.name
+            for slab in slabs(stored):
+                progress(Step(stage=stage, item=name, done=done, total=total))
+                aside.write(slab.data)
+                done += slab.nbytes
+            aside.write(bytes(-stored.size_bytes % alignment))
     progress(Step(stage=stage, item="done", done=total, total=total))
+
+
+class _Aside:
+    """Writes in a thread while the next slab is packed; one slab waits at most."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._thread = ThreadPoolExecutor(1)
+        self._last: Future[int] | None = None
+
+    def __enter__(self) -> _Aside:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self._wait()
+
+    def write(self, data: memoryview | bytes) -> None:
+        """Raises: OSError of this write or the one before, at the latest on leaving."""
+        self._wait()
+        self._last = self._thread.submit(self._file.write, data)
+
+    def _wait(self) -> None:
+        if self._last is not None:
+            self._last.result()
 
 
 def _stored_slabs(stored: StoredTensor, chosen: Values) -> Iterator[Packed]:
@@ -127,11 +157,13 @@ def _stored_slabs(stored: StoredTensor, chosen: Values) -> Iterator[Packed]:
     step = max(1, _SLAB_BYTES // (4 * rows.shape[1]))
     for first in range(0, rows.shape[0], step):
         yield _pack(stored, rows[first : first + step], costs)
+        # A mapped embedding is larger than all else that is in hand.
+        forget_weight_files()
 
 
 def _pack(stored: StoredTensor, rows: Array, costs: Floats | None) -> Packed:
     try:
-        return LAYOUTS[stored.scheme].pack(as_float32(rows), costs)
+        return LAYOUTS[stored.scheme].pack(rows, costs)
     except LayoutError as failure:
         raise CheckpointError(
             f"tensor '{', '.join(stored.tensor.sources)}': {failure}; if the checkpoint is "

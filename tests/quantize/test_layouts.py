@@ -1,6 +1,7 @@
 """Stored rows: size, bounds, agreement with gguf-py, and what is refused."""
 
 import gguf
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -159,6 +160,29 @@ def test_threads_and_slabs_give_the_same_bytes(name, monkeypatch):
         monkeypatch.setattr(ggml, "_MIN_CHUNK_VALUES", 1 << 30)
         slabs = [LAYOUTS[name].pack(rows[i : i + 5], costs) for i in range(0, 37, 5)]
         assert np.array_equal(threaded, np.concatenate(slabs))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=lambda d: np.dtype(d).name)
+@pytest.mark.parametrize("name", LAYOUTS.names())
+def test_rows_of_16_bits_are_stored_as_their_float32(name, dtype, monkeypatch):
+    monkeypatch.setattr(ggml, "_MIN_CHUNK_VALUES", 512)
+    rows = np.random.default_rng(6).standard_normal((12, 512), dtype=np.float32).astype(dtype)
+    expected = LAYOUTS[name].pack(rows.astype(np.float32))
+    assert np.array_equal(LAYOUTS[name].pack(rows), expected)
+    assert np.array_equal(
+        LAYOUTS[name].pack(rows[::-2, :256]),
+        LAYOUTS[name].pack(rows[::-2, :256].astype(np.float32)),
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=lambda d: np.dtype(d).name)
+def test_every_value_of_16_bits_becomes_its_float32(dtype):
+    values = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16).view(dtype)
+    finite = values[np.isfinite(values.astype(np.float32))].reshape(1, -1)
+    stored = LAYOUTS["F32"].pack(finite).view(np.float32)
+    assert np.array_equal(stored.view(np.uint32), finite.astype(np.float32).view(np.uint32))
+    with pytest.raises(LayoutError, match="f32 cannot hold NaN or infinite"):
+        LAYOUTS["F32"].pack(values.reshape(1, -1))
 
 
 def test_rows_need_not_be_contiguous():

@@ -1,11 +1,15 @@
 """GGUF files: what is in them, that they do not vary, and what becomes of a failure."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from gguf import GGUFReader, dequantize
+from safetensors.torch import save_file
 
 from mllm_export.errors import BuildError, CheckpointError
 from mllm_export.export.decoder_plan import StoredTensor, general_fields
@@ -107,6 +111,56 @@ def test_one_tensor_is_read_at_a_time_and_in_order(tmp_path):
     done = [step.done for _, step in seen]
     assert done == sorted(done)
     assert done[-1] == seen[-1][1].total == sum(t.size_bytes for t in stored())
+
+
+WRITES_A_TABLE = """
+import resource, sys
+from pathlib import Path
+from mllm_export.export.decoder_plan import StoredTensor
+from mllm_export.export.formats.gguf import write_decoder
+from mllm_export.export.parts import GgufField, GgufTensor
+from mllm_export.shards import open_shard
+
+shard = open_shard(Path(sys.argv[1]))
+
+def peak_mib(name):
+    shape = shard.infos()[name].shape
+    tensor = GgufTensor(name=name, sources=(name,), shape=shape, transform=lambda v: v[0])
+    field = GgufField(key="general.architecture", value="llama", kind="STRING")
+    stored = [StoredTensor(tensor=tensor, scheme="Q8_0")]
+    write_decoder(Path(sys.argv[2]), [field], stored, shard.read)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+small = peak_mib("small")
+print(peak_mib("large") - small)
+"""
+
+
+@pytest.mark.parametrize("ending", ["bin", "safetensors"])
+def test_a_large_tensor_is_never_whole_in_memory(ending, tmp_path):
+    tensors = {
+        "small": torch.zeros(8192, 2048, dtype=torch.bfloat16),
+        "large": torch.zeros(131072, 2048, dtype=torch.bfloat16),
+    }
+    source = tmp_path / f"model.{ending}"
+    (torch.save if ending == "bin" else save_file)(tensors, source)
+    done = subprocess.run(
+        [sys.executable, "-c", WRITES_A_TABLE, source, tmp_path / "x.gguf"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) < 128  # of 512 MiB, and 272 stored
+
+
+def test_a_failure_of_the_last_write_is_not_lost(tmp_path):
+    class Failing:
+        def write(self, data):
+            raise OSError(28, f"No space left for {memoryview(data).nbytes} bytes")
+
+    slab = np.zeros((1, 34), np.uint8)
+    with pytest.raises(OSError, match="No space left for 34 bytes"):
+        gguf._write_tensors(Failing(), 32, stored()[:1], lambda _: iter([slab]), silent, "decoder")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
