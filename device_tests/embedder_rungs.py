@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mllm_export.device_tests.bootstrap import paired_interval
+from mllm_export.device_tests.accuracy import accuracy
 from mllm_export.device_tests.check import NEEDS_ORIGINAL
 from mllm_export.device_tests.checks.tower import EXACT
 from mllm_export.device_tests.checks.weights import by_scheme, loss_of
@@ -204,14 +204,12 @@ def _task(context: EmbedderContext) -> Rung:
         ours = context.scores(one.picture, texts)
         right.append((int(theirs.argmax()) == at, int(ours.argmax()) == at))
     original, export = np.array(right).T
-    low, high = paired_interval(export.astype(float) - original)
-    return _rung(context, "task", len(right), {
-        "accuracy of the original": 100 * float(original.mean()),
-        "accuracy of the export": 100 * float(export.mean()),
-        "accuracy lost": 100 * float(original.mean() - export.mean()),
-        "difference, lower end of 95 %": 100 * low,
-        "difference, upper end of 95 %": 100 * high,
-    })  # fmt: skip
+    return rung_of(
+        "task",
+        reference=context.oracle.title,
+        samples=len(right),
+        measurements=accuracy(context.limits, original, export),
+    )
 
 
 def _controls(context: EmbedderContext) -> Rung:

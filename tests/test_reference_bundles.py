@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from mllm_export.checkpoint import Checkpoint
 from mllm_export.commands.opening import reference_evaluation, reference_folder
+from mllm_export.device_tests.parity import check
 from mllm_export.errors import BundleError
 from mllm_export.records import from_json
-from mllm_export.report import Report
-from mllm_export.runtimes import load
+from mllm_export.report import Report, Rung
+from mllm_export.runtimes import load, session
 from tests.conftest import Build
 from tests.golden_bytes import RECIPES as RECORDED_RECIPES
 from tests.golden_bytes import build as build_unchecked
@@ -67,6 +69,47 @@ def test_quantization_costs_no_more_than_promised(
     report = report_of(reference_bundle, recipe)
     assert measured(report, "task", "accuracy of the original") >= 95.0
     assert measured(report, "task", "accuracy lost") <= points
+
+
+def few_questions(folder: Path, report: Report) -> Path:
+    """Twenty of them, one of which four bits lose."""
+    (task,) = (rung for rung in report.rungs if rung.name == "task")
+    losses = task.paired[0].values
+    lost = [at for at, one in enumerate(losses) if one > 0][:1]
+    kept = [at for at, one in enumerate(losses) if one == 0][:19]
+    questions = reference_evaluation()
+    lines = questions.read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(lines[at]) for at in (*lost, *kept)]
+    file = folder / "few.jsonl"
+    file.write_text(
+        "".join(
+            json.dumps({**row, "image": str(questions.parent / row["image"])}) + "\n"
+            for row in rows
+        )
+    )
+    assert len(rows) == 20
+    return file
+
+
+def test_one_lost_answer_of_few_is_no_failure_and_an_ignored_image_is(
+    reference_bundle: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = reference_bundle("int4")
+    file = few_questions(tmp_path, report_of(reference_bundle, "int4"))
+
+    def task() -> Rung:
+        original = Checkpoint(reference_folder())
+        (rung,) = check(bundle, original, evaluation=file, rungs=["task"]).rungs
+        return rung
+
+    honest = task()
+    (lost,) = (m for m in honest.measurements if m.name == "accuracy lost")
+    assert (lost.value, lost.limit, honest.status) == (5.0, 10.0, "passed")
+    plain = session.splice
+    monkeypatch.setattr(
+        session, "splice", lambda ids, images, vocab: plain(ids, [0 * i for i in images], vocab)
+    )
+    assert task().status == "failed"
 
 
 def test_a_bundle_answers_held_out_questions(reference_bundle: Build) -> None:

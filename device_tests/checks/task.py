@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mllm_export.device_tests.bootstrap import paired_interval
+from mllm_export.device_tests.accuracy import accuracy
 from mllm_export.device_tests.cases import AnswerCase
 from mllm_export.device_tests.check import NEEDS_ORIGINAL, Context
 from mllm_export.device_tests.thumbnails import thumbnail
@@ -32,20 +32,11 @@ class Task:
         cases = live.answer_cases(context.subject)
         original = np.array([_right(context, c, c.greedy.ids, c.greedy.finished) for c in cases])
         export = np.array([_right(context, c, c.draft.ids, c.draft.finished) for c in cases])
-        low, high = paired_interval(export.astype(float) - original)
-        measure = context.limits.measure
-        lost = float(original.mean() - export.mean())
         return rung_of(
             "task",
             reference=live.title,
             samples=len(cases),
-            measurements=(
-                measure("task", "accuracy of the original", 100 * float(original.mean()), "%"),
-                measure("task", "accuracy of the export", 100 * float(export.mean()), "%"),
-                measure("task", "accuracy lost", 100 * lost, "points"),
-                measure("task", "difference, lower end of 95 %", 100 * low, "points"),
-                measure("task", "difference, upper end of 95 %", 100 * high, "points"),
-            ),
+            measurements=accuracy(context.limits, original, export),
             examples=_lost(context, cases, original & ~export),
             paired=(
                 paired_values(
