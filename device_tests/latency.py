@@ -12,7 +12,8 @@ import numpy as np
 from mllm_export.bundle import Bundle
 from mllm_export.device_tests.pictures import scenes
 from mllm_export.device_tests.subject import Subject
-from mllm_export.report import Latency
+from mllm_export.device_tests.yardstick import Yardstick
+from mllm_export.report import YARDSTICK, Latency
 from mllm_export.runtimes.machine import usable_cores
 from mllm_export.runtimes.opening import is_small
 from mllm_export.runtimes.session import Session
@@ -29,15 +30,20 @@ _CPUINFO = Path("/proc/cpuinfo")
 def latency(bundle: Bundle, subject: Subject) -> tuple[Latency, ...]:
     """Medians and quartiles over answers about pictures that were not seen before.
 
-    The template's first tokens stay in the KV cache between answers, as they do on a device.
+    The template's first tokens stay in the KV cache between answers, as they do on a device. The
+    last rows are a yardstick, timed between the answers.
     Nothing is measured on a session that is not the runtime's own.
     """
     session = subject.session
     if not isinstance(session, Session):
         return ()
-    runs = [_answer(session, number) for number in range(REPEATS + 1)][1:]
-    first = [steps[0] for steps in runs]
     cores = usable_cores()
+    yardstick, runs = Yardstick(cores), []
+    for number in range(REPEATS + 1):
+        runs.append(_answer(session, number))
+        yardstick.measure()
+    runs = runs[1:]
+    first = [steps[0] for steps in runs]
     decoding = 1 if is_small(bundle.path("decoder")) else cores
     later = [step.decode_ms for steps in runs for step in steps[1:]]
     stages: tuple[tuple[str, Sequence[float], int], ...] = (
@@ -45,6 +51,7 @@ def latency(bundle: Bundle, subject: Subject) -> tuple[Latency, ...]:
         ("tower", [one.tower_ms for one in first], cores),
         ("prefill", [one.prefill_ms for one in first], decoding),
         ("decode per token", later, decoding),
+        *((YARDSTICK, times, threads) for threads, times in yardstick.times_ms.items()),
     )
     return tuple(summary(name, times, threads) for name, times, threads in stages if times)
 

@@ -176,6 +176,10 @@ class ArtifactSize:
     size_bytes: int
 
 
+YARDSTICK = "yardstick"
+"""The stage that is no stage: a fixed calculation, timed beside the others."""
+
+
 @record
 class Latency:
     """How long one stage of an answer took on the machine that checked."""

@@ -154,6 +154,57 @@ def test_speed_is_worse_only_where_the_quartiles_part(median: float, expected: l
     assert worse(before, after) == expected
 
 
+def beside(yardstick: float, median: float, threads: int = 1) -> Report:
+    """A stage and the yardstick timed beside it."""
+    (stage,) = latency(median, spread=0.02)
+    (machine,) = latency(yardstick, spread=0.02)
+    machine = replace(machine, stage="yardstick", threads=threads)
+    return report(latency=(stage, machine), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("yardstick", "median", "expected"),
+    [
+        # Other programs had the cores: all took twice as long, or a tower's threads longer still.
+        (10.0, 20.0, []),
+        (7.0, 20.0, []),
+        # What is slower by more than they can explain is slower on a busy machine too.
+        (7.0, 40.0, ["prefill: ratio of medians"]),
+        (10.0, 150.0, ["prefill: ratio of medians"]),
+        # A quiet machine excuses nothing.
+        (5.0, 11.5, ["prefill: ratio of medians"]),
+        (5.2, 12.0, ["prefill: ratio of medians"]),
+        # One that got free excuses nothing, and blames nothing.
+        (2.5, 10.0, []),
+    ],
+)
+def test_a_busy_machine_makes_no_stage_slower(
+    yardstick: float, median: float, expected: list[str]
+) -> None:
+    found = compare(beside(5.0, 10.0), beside(yardstick, median), NAMES)
+    assert [one.what for one in found.regressions] == expected
+    assert [one.what for one in found.changes if one.kind == "speed"] == [
+        "prefill: ratio of medians"
+    ]
+    assert "the yardstick's" in found.changes[-1].bound
+    busy = not 4.5 < yardstick < 5.5
+    assert ("the machine was busy" in found.changes[-1].bound) == busy
+
+
+def test_a_machine_that_got_free_makes_no_stage_faster() -> None:
+    (change,) = compare(beside(10.0, 20.0), beside(5.0, 10.0), NAMES).changes
+    assert not change.better
+    (change,) = compare(beside(5.0, 20.0), beside(5.0, 10.0), NAMES).changes
+    assert change.better
+
+
+def test_a_yardstick_of_other_threads_or_of_one_side_alone_is_no_measure() -> None:
+    one, other = beside(5.0, 10.0, threads=2), beside(10.0, 20.0, threads=2)
+    assert worse(one, other) == ["prefill: ratio of medians"]
+    before = report(latency=latency(10.0, 0.02), device="cpu")
+    assert worse(before, beside(10.0, 20.0)) == ["prefill: ratio of medians"]
+
+
 def test_speed_on_two_machines_is_not_compared_and_says_so() -> None:
     before, after = (
         report(latency=latency(one), device=name) for one, name in ((10.0, "a"), (99.0, "b"))

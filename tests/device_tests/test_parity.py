@@ -252,4 +252,6 @@ def test_drift_and_latency_are_information_beside_the_ladder(golden: tuple[Repor
     assert max(one.relative_error for one in by_part["decoder"]) < 0.02
     assert [one.stage for one in report.latency][:3] == ["preprocess", "tower", "prefill"]
     assert all(one.low_ms <= one.median_ms <= one.high_ms for one in report.latency)
+    threads = {one.threads for one in report.latency}
+    assert threads == {one.threads for one in report.latency if one.stage == "yardstick"}
     assert report.device
