@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from mllm_export.device_tests.originals import Original
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TowerSource:
@@ -43,6 +45,9 @@ class OriginalTower(Protocol):
 
     def features(self, pixels: Floats) -> torch.Tensor:
         """Shapes: f32[B, 3, S, S] -> f32[B, tokens, width]."""
+
+    def resized(self, table: Original) -> Original | None:
+        """Positions at the size that the tower runs at, where they are stored at another."""
 
 
 class TowerKind(Protocol):

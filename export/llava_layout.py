@@ -12,7 +12,7 @@ from mllm_export.errors import CheckpointError, UnsupportedModelError
 from mllm_export.export.clip_images import fit_of, read_image_spec
 from mllm_export.export.parts import DECODERS, ENCODERS, PROJECTORS
 from mllm_export.export.published_towers import published_tower
-from mllm_export.export.tower_choice import encoder_for, name_prefix
+from mllm_export.export.tower_choice import TABLE, encoder_for, name_prefix, with_table
 from mllm_export.records import record
 from mllm_export.spec import (
     DecoderSpec,
@@ -174,6 +174,28 @@ def refuse_image_wrapping(config: Config) -> None:
         )
 
 
+def refuse_scales(config: Config) -> None:
+    """Refuse S2-Wrapper's tower, which sees one picture at several sizes.
+
+    Source: bfshi/scaling_on_scales; config.json of bfshi/llava-v1.5-7b-s2-lora.
+    """
+    if config.flag("s2", False):
+        raise UnsupportedModelError(
+            f"{config.file}: s2 is true (s2_scales '{config.text('s2_scales', '')}'); a tower that "
+            "sees one picture at several sizes, their features side by side, is not there yet"
+        )
+
+
+def as_stored(encoder: EncoderSpec, prefix: str, shapes: Mapping[str, Shape]) -> EncoderSpec:
+    """The encoder with the table of positions that stands in the checkpoint, if it can resize it.
+
+    `prefix` is what stands before the tower's tensors, `shapes` is `tower_choice.tower_shapes`.
+    """
+    entry = ENCODERS[encoder.kind]
+    first = next(iter(entry.parameters(encoder)))
+    return with_table(encoder, shapes.get(name_prefix(entry, first, prefix, shapes) + TABLE))
+
+
 def weight_map(
     encoder: EncoderSpec,
     projector: ProjectorSpec,
@@ -184,7 +206,7 @@ def weight_map(
 ) -> WeightMap:
     """Every published tensor of the three parts below its prefix, and what is left out.
 
-    `names` tell an encoder's layouts apart; see `tower_choice.tower_names`.
+    `names` tell an encoder's layouts apart; see `tower_choice.tower_shapes`.
     """
     of_tower = ENCODERS[encoder.kind].parameters(encoder)
     tower = name_prefix(ENCODERS[encoder.kind], next(iter(of_tower)), prefixes.tower, names)

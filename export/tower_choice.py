@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from math import isqrt
 
 from mllm_export.checkpoint import Checkpoint
 from mllm_export.config import Config
 from mllm_export.errors import CheckpointError, UnsupportedModelError
 from mllm_export.export.parts import ENCODERS, Encoder
+from mllm_export.spec import EncoderSpec
+from mllm_export.weights import Shape
+
+TABLE = "pos_embed"
+"""The positions of the encoders that resize them, in every layout."""
 
 
 def encoder_for(config: Config) -> Encoder:
@@ -39,15 +46,35 @@ def name_prefix(encoder: Encoder, first: str, prefix: str, names: Iterable[str])
     return prefix + next(found, encoder.prefixes[0])
 
 
-def tower_names(checkpoint: Checkpoint, encoder: Encoder, from_folder: bool) -> Iterable[str]:
-    """Tensor names of the checkpoint, where the encoder's layout has to be told by them.
+def tower_shapes(
+    checkpoint: Checkpoint, encoder: Encoder, from_folder: bool
+) -> Mapping[str, Shape]:
+    """Tensors of the checkpoint, where the encoder's layout has to be told by their names.
 
     Nothing is there to tell it by in a folder whose weights are yet to be written; that weights
     are missing is said when the weight map is held against the files.
     """
     if len(encoder.prefixes) == 1:
-        return ()
+        return {}
     try:
         return checkpoint.shapes(from_folder)
     except CheckpointError:
+        return {}
+
+
+def with_table(encoder: EncoderSpec, table: Shape | None) -> EncoderSpec:
+    """The encoder with positions of the size that is stored, `table` being their shape."""
+    if table is None or encoder.position_grid == 0:
+        return encoder
+    side = isqrt(table[1])
+    return encoder if side == encoder.grid else replace(encoder, position_grid=side)
+
+
+def table_notes(encoder: EncoderSpec) -> tuple[str, ...]:
+    """What a reader should know of positions of another size."""
+    if encoder.position_grid in (None, 0, encoder.grid):
         return ()
+    return (
+        f"positions are stored for a grid of {encoder.position_grid}, the image gives "
+        f"{encoder.grid}: resized as timm does (bicubic, antialiased)",
+    )

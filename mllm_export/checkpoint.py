@@ -65,9 +65,7 @@ class Folder:
                 return tuple(open_shard(path) for path in self._indexed(index))
             if (self.path / single).is_file():
                 return (open_shard(self.path / single),)
-        raise CheckpointError(
-            f"{self.path} holds no weights; looked for {', '.join(_SINGLES + _INDEXES)}"
-        )
+        raise CheckpointError(f"{self.path} holds no weights; {_in_their_place(self.path)}")
 
     @cached_property
     def tensors(self) -> dict[str, tuple[Shard, TensorInfo]]:
@@ -105,6 +103,21 @@ class Folder:
             if missing:
                 raise CheckpointError(f"{file} names tensor '{missing[0]}', no shard holds it")
             return
+
+
+def _in_their_place(folder: Path) -> str:
+    """What stands where a model's weights were looked for, and what to do."""
+    if (folder / "adapter_config.json").is_file():
+        return (
+            "adapter_config.json says that it is a LoRA adapter; merge it into its base model "
+            "(peft: merge_and_unload), save that, and give its folder"
+        )
+    if (folder / "mm_projector.bin").is_file():
+        return (
+            "mm_projector.bin is a projector alone, as the first training stage leaves it; "
+            "give the folder of the whole model"
+        )
+    return f"looked for {', '.join(_SINGLES + _INDEXES)}"
 
 
 def confined(folder: Path, name: str, named_in: Path) -> Path:

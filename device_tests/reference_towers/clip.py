@@ -12,6 +12,7 @@ from transformers import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer, CLIPVisionEmbeddings
 
 from mllm_export.config import Config
+from mllm_export.device_tests.originals import Original
 from mllm_export.device_tests.reference import Floats, Reader
 from mllm_export.device_tests.reference_tower import OriginalTower, TowerSource
 from mllm_export.device_tests.references._fill import LayerStack, fill
@@ -85,6 +86,10 @@ class ClipFeatures:
             states = [layer(one, None, None)[0] for one in states]
         whole = torch.cat(states)
         return whole if self._keep_cls else whole[:, 1:]
+
+    def resized(self, table: Original) -> None:
+        """No table of another size is published for it."""
+        del table
 
 
 class Clip:

@@ -12,6 +12,7 @@ from transformers import SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer, SiglipVisionEmbeddings
 
 from mllm_export.config import Config
+from mllm_export.device_tests.originals import Original
 from mllm_export.device_tests.reference import Floats
 from mllm_export.device_tests.reference_tower import OriginalTower, TowerSource
 from mllm_export.device_tests.reference_towers.clip import BATCH
@@ -53,6 +54,10 @@ class SiglipFeatures:
             layer = self._stack.layer(index)
             states = [_first(layer(one, None)) for one in states]
         return torch.cat(states)
+
+    def resized(self, table: Original) -> None:
+        """No table of another size is published for it."""
+        del table
 
 
 class Siglip:

@@ -6,21 +6,26 @@ taken here is what leaves the selected block, before any norm: timm's `forward_i
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
+from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import nn
 
 from mllm_export.config import Config
+from mllm_export.device_tests.originals import Array, Original
 from mllm_export.device_tests.reference import Floats
 from mllm_export.device_tests.reference_tower import OriginalTower, TowerSource
 from mllm_export.device_tests.reference_towers.clip import BATCH, clip_processor
 from mllm_export.device_tests.references._fill import read_float32
 from mllm_export.device_tests.references._watch import watch
 
-_PARTS = ("pos_embed", "patch_embed.", "blocks.")
+_TABLE = "pos_embed"
+_PARTS = (_TABLE, "patch_embed.", "blocks.")
 """Beginnings of the names that token features need."""
 
 
@@ -30,7 +35,8 @@ class VitaminFeatures:
     def __init__(self, source: TowerSource, dtype: torch.dtype) -> None:
         """Weights are read when they are needed."""
         self._source, self._dtype = source, dtype
-        self._depth = len(_model(source.config).blocks)
+        model = _model(source.config)
+        self._depth, self._grid = len(model.blocks), model.patch_embed.grid_size
         # As hidden_states count: the first is what goes into the blocks.
         self._run = range(self._depth + 1)[source.select_layer]
 
@@ -40,11 +46,27 @@ class VitaminFeatures:
         found: dict[str, nn.Module] = {"patch_embed.": model.patch_embed}
         if model.pos_embed is not None:
             holder = nn.Module()
-            holder.pos_embed = model.pos_embed
+            stored = tuple(self._source.read(_TABLE).shape)
+            holder.pos_embed = nn.Parameter(torch.empty(stored, device="meta"))
             found[""] = holder
         for index in range(self._run):
             found[f"blocks.{index}."] = model.blocks[index]
         return found
+
+    def resized(self, table: Original) -> Original | None:
+        """As timm loads them."""
+        count = self._grid[0] * self._grid[1]
+        if table.shape[1] == count:
+            return None
+
+        def read() -> Array:
+            return np.asarray(self._at_its_size(read_float32(lambda _: table.read(), "")))
+
+        return replace(table, shape=(1, count, table.shape[2]), read=read)
+
+    def _at_its_size(self, table: torch.Tensor) -> torch.Tensor:
+        made = resample_abs_pos_embed(table, list(self._grid), num_prefix_tokens=0)
+        return torch.as_tensor(made)
 
     @torch.inference_mode()
     def features(self, pixels: Floats) -> torch.Tensor:
@@ -70,6 +92,8 @@ class VitaminFeatures:
         kept = [n for n, _ in model.named_parameters() if n.startswith(_PARTS)]
         kept = [n for n in kept if not n.startswith("blocks.") or _block(n) < self._run]
         state = {name: read_float32(self._source.read, name) for name in kept}
+        if _TABLE in state:
+            state[_TABLE] = self._at_its_size(state[_TABLE])
         model.load_state_dict(state, strict=False, assign=True)
         for index in range(self._run):
             watch(model.blocks[index], f"blocks.{index}.")

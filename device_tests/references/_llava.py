@@ -162,6 +162,8 @@ class LlavaReference:
             found |= onnx_originals(
                 module, name, f"tower.{name}", source.read, source.prefix + name
             )
+        if (at := "tower.pos_embed") in found:
+            found[at] = replace(found[at], instead=self._tower.resized(found[at]))
         before = self._projector_class.prefix
         return found | onnx_originals(
             self._projector, before, "projector.", self._read_projector, before

@@ -6,8 +6,6 @@ Source: timm, models/vitamin.py; Beckschen/ViTamin, ViTamin/open_clip (model.py,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from math import isqrt
 
 from mllm_export.checkpoint import Checkpoint
 from mllm_export.config import Config
@@ -16,6 +14,7 @@ from mllm_export.export.embedder_parts import EmbedderReading
 from mllm_export.export.embedder_tokenizer import special_id
 from mllm_export.export.embedders import _read
 from mllm_export.export.parts import ENCODERS
+from mllm_export.export.tower_choice import TABLE, table_notes, with_table
 from mllm_export.spec import EncoderSpec
 from mllm_export.weights import Drop, Shape
 
@@ -36,9 +35,9 @@ class VitaminPair:
         shapes = checkpoint.shapes(False)
         encoder = _read.read_encoder(checkpoint, "vitamin")
         is_pair = "vision_cfg" in checkpoint.config
-        table = shapes.get(f"{_TRUNK if is_pair else ''}pos_embed")
-        encoder = _with_table(encoder, table)
-        notes = _notes(encoder)
+        table = shapes.get(f"{_TRUNK if is_pair else ''}{TABLE}")
+        encoder = with_table(encoder, table)
+        notes = table_notes(encoder)
         if is_pair:
             return _pair(checkpoint, encoder, shapes, notes)
         head = shapes.get("head.weight", (encoder.width, encoder.width))
@@ -83,22 +82,6 @@ def _pair(
         scalars=("logit_scale",),
     )
     return EmbedderReading(spec=spec, weights=weights, scale="logit_scale", notes=notes)
-
-
-def _with_table(encoder: EncoderSpec, table: Shape | None) -> EncoderSpec:
-    if table is None or encoder.position_grid == 0:
-        return encoder
-    side = isqrt(table[1])
-    return encoder if side == encoder.grid else replace(encoder, position_grid=side)
-
-
-def _notes(encoder: EncoderSpec) -> tuple[str, ...]:
-    if not encoder.position_grid:
-        return ()
-    return (
-        f"positions are stored for a grid of {encoder.position_grid}, the image gives "
-        f"{encoder.grid}: resized inside the graph as timm does (bicubic, antialiased)",
-    )
 
 
 def _text(checkpoint: Checkpoint, text: Config, embed_width: int) -> TextTowerSpec:

@@ -6,6 +6,8 @@ models/llava.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mllm_export.checkpoint import INSIDE, Checkpoint
 from mllm_export.config import Config
 from mllm_export.export import llava_layout
@@ -21,9 +23,9 @@ from mllm_export.export.families._llava_hf import (
 from mllm_export.export.family import Reading, TinyModel
 from mllm_export.export.llava_layout import decoder_kind
 from mllm_export.export.parts import DECODERS, ENCODERS, TOKENIZERS
-from mllm_export.export.tower_choice import encoder_for, tower_names
+from mllm_export.export.tower_choice import encoder_for, table_notes, tower_shapes
 from mllm_export.spec import EncoderSpec, ModelSpec, PromptSpec, TokenizerSpec
-from mllm_export.weights import Drop
+from mllm_export.weights import Drop, Shape
 
 _PROJECTORS = {"mlp2x_gelu": "mlp2x_gelu", "linear": "linear"}
 """mm_projector_type to the catalog. Source: llava/model/multimodal_projector/builder.py."""
@@ -73,11 +75,12 @@ class Llava:
 def _read_authors(checkpoint: Checkpoint) -> Reading:
     config = checkpoint.config
     llava_layout.refuse_image_wrapping(config)
+    llava_layout.refuse_scales(config)
     decoder = DECODERS[decoder_kind(config, _DECODERS)].read_spec(config, checkpoint.names)
-    encoder = llava_layout.read_encoder(checkpoint)
+    from_folder = _tower_from_folder(checkpoint)
+    encoder, shapes = _authors_encoder(checkpoint, from_folder)
     projector = llava_layout.read_projector(config, _PROJECTORS, encoder, decoder)
     tokenizer = TOKENIZERS["sentencepiece"].read_spec(checkpoint.path, config)
-    from_folder = _tower_from_folder(checkpoint)
     spec = ModelSpec(
         family="llava",
         name=checkpoint.path.resolve().name,
@@ -102,15 +105,25 @@ def _read_authors(checkpoint: Checkpoint) -> Reading:
         decoder,
         prefixes,
         (unused,) if from_folder else (),
-        tower_names(checkpoint, ENCODERS[encoder.kind], from_folder),
+        shapes,
     )
     return Reading(
         spec=spec,
         weights=weights,
         uses_tower_folder=from_folder,
         chat_template=_template(spec),
-        notes=_notes(checkpoint, from_folder),
+        notes=(*table_notes(encoder), *_notes(checkpoint, from_folder)),
     )
+
+
+def _authors_encoder(
+    checkpoint: Checkpoint, from_folder: bool
+) -> tuple[EncoderSpec, Mapping[str, Shape]]:
+    """The tower as it is stored, and the tensors that tell its layout."""
+    encoder = llava_layout.read_encoder(checkpoint)
+    shapes = tower_shapes(checkpoint, ENCODERS[encoder.kind], from_folder)
+    prefix = llava_layout.tower_prefix(_TOWER_INSIDE, from_folder)
+    return llava_layout.as_stored(encoder, prefix, shapes), shapes
 
 
 def _tower_from_folder(checkpoint: Checkpoint) -> bool:

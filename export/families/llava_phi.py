@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from mllm_export.checkpoint import Checkpoint
 from mllm_export.config import Config
-from mllm_export.errors import UnsupportedModelError
+from mllm_export.errors import CheckpointError, UnsupportedModelError
 from mllm_export.export import llava_layout
 from mllm_export.export.clip_images import fit_of, read_image_spec
 from mllm_export.export.family import Reading, TinyModel
 from mllm_export.export.parts import DECODERS, ENCODERS, TOKENIZERS
-from mllm_export.export.tower_choice import encoder_for, tower_names
+from mllm_export.export.tower_choice import encoder_for, tower_shapes
 from mllm_export.spec import EncoderSpec, ImageSpec, ModelSpec
 
 _PROJECTORS = {"mlp2x_gelu": "mlp2x_gelu", "linear": "linear"}
@@ -59,6 +59,7 @@ class LlavaPhi:
         )
         tokenizer = TOKENIZERS["bpe"].read_spec(checkpoint.path, config)
         owner = _owner(checkpoint)
+        _require_tower(checkpoint, f"{owner}vision_tower.")
         spec = ModelSpec(
             family="llava_phi",
             name=checkpoint.path.resolve().name,
@@ -78,7 +79,7 @@ class LlavaPhi:
                 projector,
                 decoder,
                 prefixes,
-                names=tower_names(checkpoint, ENCODERS[encoder.kind], False),
+                names=tower_shapes(checkpoint, ENCODERS[encoder.kind], False),
             ),
             uses_tower_folder=False,
             chat_template=llava_layout.vicuna_chat_template(_STOP, tokenizer),
@@ -131,6 +132,16 @@ def _owner(checkpoint: Checkpoint) -> str:
     """The module that tower and projector belong to; the first Phi-2 release calls it so."""
     old = "transformer.mm_projector.0.weight" in checkpoint.names
     return "transformer." if old else "model."
+
+
+def _require_tower(checkpoint: Checkpoint, prefix: str) -> None:
+    """Refuse a checkpoint without its own tower; one whose weights are yet to be written passes."""
+    if checkpoint.names and not any(name.startswith(prefix) for name in checkpoint.names):
+        raise CheckpointError(
+            f"{checkpoint.path}: no tensor stands below '{prefix}'; the tower of this family is "
+            "fine-tuned and published inside the checkpoint alone, and no folder of a published "
+            "encoder can stand in for it; is a shard missing?"
+        )
 
 
 def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from mllm_export.config import Config
 from mllm_export.export import llava_layout
 from mllm_export.export.family import Reading, TinyModel
 from mllm_export.export.parts import DECODERS, ENCODERS, TOKENIZERS
-from mllm_export.export.tower_choice import tower_names
+from mllm_export.export.tower_choice import tower_shapes
 from mllm_export.spec import ModelSpec
 from mllm_export.weights import Drop
 
@@ -73,7 +73,7 @@ class MobileVlm:
                 decoder,
                 prefixes,
                 (overwritten,) if from_folder else (),
-                tower_names(checkpoint, ENCODERS[encoder.kind], from_folder),
+                tower_shapes(checkpoint, ENCODERS[encoder.kind], from_folder),
             ),
             uses_tower_folder=from_folder,
             chat_template=llava_layout.vicuna_chat_template(_STOP, tokenizer),

@@ -11,7 +11,7 @@ import torch
 from mllm_export.export.families.llava import FAMILY as LLAVA
 from mllm_export.export.families.llava_phi import FAMILY as LLAVA_PHI
 from mllm_export.export.family import TinyModel
-from mllm_export.export.random_checkpoint import write_random_checkpoint
+from mllm_export.export.random_checkpoint import random_tensor, write_random_checkpoint
 
 WEIGHTS = "pytorch_model.bin"
 _SIDE = 64
@@ -43,6 +43,16 @@ def llava_vitamin_open_clip(folder: Path) -> Path:
     torch.save(
         {n.replace(inside, f"{inside}visual.trunk."): v for n, v in state.items()}, folder / WEIGHTS
     )
+    return folder
+
+
+def llava_vitamin_resized(folder: Path) -> Path:
+    """A table of positions of another resolution than the one that the model runs at."""
+    write_random_checkpoint(folder, vitamin(_TIMM))
+    name = "model.vision_tower.vision_tower.pos_embed"
+    state = torch.load(folder / WEIGHTS, weights_only=True)
+    state[name] = torch.from_numpy(random_tensor(name, (1, 36, 384), 3))
+    torch.save(state, folder / WEIGHTS)
     return folder
 
 
@@ -82,5 +92,6 @@ def mipha(folder: Path) -> Path:
 MODELS = {
     "LLaVA with ViTamin, timm": llava_vitamin,
     "LLaVA with ViTamin, open_clip": llava_vitamin_open_clip,
+    "LLaVA with ViTamin, positions resized": llava_vitamin_resized,
     "Mipha": mipha,
 }

@@ -287,3 +287,20 @@ def test_a_companion_that_is_missing_is_named_with_its_places(tmp_path: Path) ->
     gone = Checkpoint(model, (("dino", tmp_path / "gone"),))
     with pytest.raises(CheckpointError, match=str(tmp_path / "gone")):
         gone.companion(DINO)
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("adapter_config.json", r"holds no weights; .*LoRA adapter; merge it into its base model"),
+        ("mm_projector.bin", r"holds no weights; mm_projector\.bin is a projector alone"),
+        ("other.bin", r"holds no weights; looked for model\.safetensors, pytorch_model\.bin"),
+    ],
+)
+def test_a_folder_without_a_models_weights_says_what_it_is(
+    tmp_path: Path, file: str, words: str
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(CheckpointError, match=words):
+        Checkpoint(tmp_path).shapes(False)

@@ -122,3 +122,22 @@ def old_config(config):
         "vocab_size": config["vocab_size"],
         "tie_word_embeddings": False,
     }
+
+
+def in_layout(model, layout):
+    """A written LLaVA-Phi with its decoder renamed and packed as an older release has it."""
+    file = model / "pytorch_model.bin"
+    state = torch.load(file, weights_only=True)
+    llm = {n: v for n, v in state.items() if "vision_tower" not in n and "projector" not in n}
+    rest = {n: v for n, v in state.items() if n not in llm}
+    config = json.loads((model / "config.json").read_text())
+    if layout == "phi-msft":
+        llm = packed(llm)
+        rest = {n.replace("model.", "transformer.", 1): v for n, v in rest.items()}
+        kept = {k: config[k] for k in ("model_type", "vision_config", "image_aspect_ratio")}
+        config = {**old_config(config), **kept, "n_inner": config["intermediate_size"]}
+    else:
+        llm = interleaved({n: v.float() for n, v in llm.items()}, config["num_attention_heads"])
+    torch.save({**llm, **rest}, file)
+    (model / "config.json").write_text(json.dumps(config))
+    return model

@@ -187,6 +187,11 @@ def test_llama_2_has_a_template_of_its_own_by_the_folders_name(model: Path) -> N
         ({"mm_projector_type": "mlp3x_gelu"}, UnsupportedModelError, "export/projectors"),
         ({"image_aspect_ratio": "anyres"}, UnsupportedModelError, "anyres"),
         ({"mm_use_im_start_end": True}, UnsupportedModelError, "mm_use_im_start_end"),
+        (
+            {"s2": True, "s2_scales": "336,672,1008", "mm_hidden_size": 3072},
+            UnsupportedModelError,
+            r"s2 is true \(s2_scales '336,672,1008'\)",
+        ),
         ({"hidden_act": "gelu"}, UnsupportedModelError, "hidden_act"),
         ({"mm_vision_tower": "no/such"}, CheckpointError, "no/such"),
         ({"num_hidden_layers": 3}, CheckpointError, "layers.2"),

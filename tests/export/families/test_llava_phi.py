@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "decoders"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "device_tests"))
 
 from other_towers import mipha
-from phi_originals import interleaved, old_config, packed
+from phi_originals import in_layout
 
 from mllm_export.checkpoint import Checkpoint
 from mllm_export.errors import CheckpointError, MllmExportError, UnsupportedModelError
@@ -73,6 +73,15 @@ def test_nothing_is_read_from_another_folder(model: Path, tmp_path: Path) -> Non
     assert "fine-tuned" in asked.notes[0]
 
 
+def test_a_checkpoint_without_its_own_tower_is_refused(model: Path) -> None:
+    """The published encoder would give answers, and not the model's."""
+    state = torch.load(model / WEIGHTS, weights_only=True)
+    torch.save({n: v for n, v in state.items() if "vision_tower" not in n}, model / WEIGHTS)
+    for tower in (None, str(model)):
+        with pytest.raises(CheckpointError, match=r"below 'model\.vision_tower\.'.*fine-tuned"):
+            read(model, tower)
+
+
 def test_the_end_is_the_tokenizers_and_not_the_configs(model: Path) -> None:
     spec = read(model).spec
     assert json.loads((model / "config.json").read_text())["eos_token_id"] == 2
@@ -83,20 +92,7 @@ def test_the_end_is_the_tokenizers_and_not_the_configs(model: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["phi-interleaved", "phi-msft"])
 def test_the_decoders_older_layouts_are_told_by_their_names(model: Path, layout: str) -> None:
-    state = torch.load(model / WEIGHTS, weights_only=True)
-    llm = {n: v for n, v in state.items() if "vision_tower" not in n and "projector" not in n}
-    rest = {n: v for n, v in state.items() if n not in llm}
-    config = json.loads((model / "config.json").read_text())
-    if layout == "phi-msft":
-        llm = packed(llm)
-        rest = {n.replace("model.", "transformer.", 1): v for n, v in rest.items()}
-        kept = {k: config[k] for k in ("model_type", "vision_config", "image_aspect_ratio")}
-        config = {**old_config(config), **kept, "n_inner": config["intermediate_size"]}
-    else:
-        llm = interleaved({n: v.float() for n, v in llm.items()}, 4)
-    torch.save({**llm, **rest}, model / WEIGHTS)
-    (model / "config.json").write_text(json.dumps(config))
-    assert read(model).spec.decoder.layout == layout
+    assert read(in_layout(model, layout)).spec.decoder.layout == layout
 
 
 @pytest.mark.parametrize(
