@@ -114,8 +114,9 @@ REPORTS = (
         faults=("float16 overflow in one layer", "pixels as whole numbers"),
     ),
     Reported(
-        where="apple/ml-fastvlm 55, apple/coremltools PR 2669",
-        symptom="int8 wrong where float16 is right; a mask constant turns all to NaN",
+        where="apple/ml-fastvlm 55, apple/coremltools PR 2669, unum-cloud/uform 50",
+        symptom="int8 wrong where float16 is right, a mask constant turns all to NaN, float16 "
+        "scores near nothing in Core ML",
         rung="tower",
         faults=("float16 overflow in one layer", "one value infinite"),
     ),
@@ -160,5 +161,25 @@ REPORTS = (
         rung="text",
         faults=("second best token taken",),
         instead="speed: `bench` and `check --history`",
+    ),
+    Reported(
+        where="google-ai-edge/LiteRT-LM README",
+        symptom="a rebuilt tokenizer differs on one string in a hundred",
+        rung="prompt",
+        faults=("tokenizer of a sibling model", "no blank before the first word"),
+    ),
+    Reported(
+        where="ikawrakow/ik_llama.cpp PR 1367, ggml-org/llama.cpp 11430",
+        symptom="rows that no block divides are quantized unchecked",
+        rung="weights",
+        faults=("one tensor coarser than planned",),
+        instead="schemes fall back by a rule, and the plan says so: tests/quantize/test_layouts.py",
+    ),
+    Reported(
+        where="mlc-ai/mlc-llm 3210, microsoft/onnxruntime-genai, mit-han-lab/llm-awq",
+        symptom="quality below other exports at the same width, calibrated without images",
+        rung="logits",
+        faults=("KV cache in 4 bits",),
+        instead="statistics come from image and text: tests/device_tests/test_calibration.py",
     ),
 )

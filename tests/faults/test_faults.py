@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from fault import Fault
 from planting import FAULTS, MODELS, Benches, markdown, plant
@@ -9,6 +12,7 @@ from reports import REPORTS
 
 from mllm_export.report import RUNGS
 
+ROOT = Path(__file__).parents[2]
 QUICK = [fault for fault in FAULTS if fault.quick]
 LEAST_KINDS, LEAST_CAUGHT, LEAST_NAMED = 30, 0.95, 0.85
 
@@ -58,3 +62,5 @@ def test_every_report_of_users_has_a_fault_or_another_guard() -> None:
         assert set(report.faults) <= planted, report.where
         assert report.faults or report.instead, report.where
         assert report.rung in {*RUNGS, "open"}
+        for test in re.findall(r"tests/[\w/]+\.py", report.instead):
+            assert (ROOT / test).is_file(), test
