@@ -152,10 +152,13 @@ class _Asking:
     def answers(self, start: int) -> Iterator[list[Answered]]:
         questions = self._samples.questions
         for at in range(start, len(questions), _TOGETHER):
-            self._progress(
-                Step(stage="evaluate", item="", done=at, total=len(questions), unit="questions")
-            )
+            self._tell(at)
             yield self._some([_asked(one) for one in questions[at : at + _TOGETHER]])
+        self._tell(len(questions))
+
+    def _tell(self, done: int) -> None:
+        total = len(self._samples.questions)
+        self._progress(Step(stage="evaluate", item="", done=done, total=total, unit="questions"))
 
     def _some(self, questions: list[Question]) -> list[Answered]:
         if self._oracle is None:

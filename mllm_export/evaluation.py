@@ -49,7 +49,7 @@ class Evaluation:
         return (
             f"{text}; the original {100 * self.original:.1f} %, difference "
             f"{100 * (self.export - self.original):+.1f} points ({100 * low:+.1f} to "
-            f"{100 * high:+.1f}). {self.only_original} questions lost, {self.only_export} gained, "
-            f"McNemar p = {self.p_value:.3g}; {100 * (self.same_answers or 0):.1f} % of answers "
-            "are the same."
+            f"{100 * high:+.1f}). Questions lost: {self.only_original}, gained: "
+            f"{self.only_export}; McNemar p = {self.p_value:.3g}; "
+            f"{100 * (self.same_answers or 0):.1f} % of answers are the same."
         )
