@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from mllm_export.bundle import open_bundle
 from mllm_export.checkpoint import Checkpoint
+from mllm_export.cli import app
 from mllm_export.export.family import FAMILIES, cover, read_spec
 from mllm_export.export.random_checkpoint import write_random_checkpoint
 
@@ -46,6 +48,15 @@ def test_every_tensor_of_the_tiny_twin_is_covered(model: Path) -> None:
     reading = read_spec(checkpoint)
     cover(checkpoint, reading)
     assert reading.spec.family == model.parent.name[:-1]
+
+
+def test_inspect_tells_every_part_and_what_is_left_out(model: Path) -> None:
+    spec = read_spec(Checkpoint(model)).spec
+    shown = CliRunner().invoke(app, ["inspect", str(model)], env={"COLUMNS": "300"})
+    assert shown.exit_code == 0, shown.output
+    parts = (spec.projector.kind, spec.decoder.kind, *(one.kind for one in spec.encoders))
+    for word in (spec.family, *parts, "Prompt (", "Left out: ", "Every tensor"):
+        assert word in shown.output
 
 
 def test_the_float_bundle_computes_the_original_and_answers(model: Path, tmp_path: Path) -> None:
