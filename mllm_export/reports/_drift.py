@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mllm_export.report import LayerDrift, Report
+from mllm_export.report import YARDSTICK, LayerDrift, Report
 from mllm_export.reports._log_plot import Dot, log_scale
 from mllm_export.reports._markup import NOTHING, Markup, element
 from mllm_export.reports.figures import number
@@ -108,6 +108,11 @@ def latency_section(report: Report) -> Markup:
     ]
     head = element("tr", *(element("th", name, scope="col") for name in heads))
     about = f"Measured on {report.device or 'an unnamed machine'}; information, never a verdict."
+    if any(one.stage == YARDSTICK for one in report.latency):
+        about += (
+            " The yardstick is a fixed calculation, timed beside the stages: it says how fast the "
+            "machine itself was, for a comparison with another report."
+        )
     return element(
         "section",
         element("h2", "Latency"),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from mllm_export.frontier import schemes_text
-from mllm_export.report import Example, Measurement, Report, Rung
+from mllm_export.report import YARDSTICK, Example, Measurement, Report, Rung
 from mllm_export.reports.figures import (
     WORDS,
     absent_rungs,
@@ -138,7 +138,8 @@ def _frontier(report: Report) -> Iterator[str]:
 def _latency(report: Report) -> Iterator[str]:
     if not report.latency:
         return
-    times = ", ".join(f"{one.stage} {number(one.median_ms)} ms" for one in report.latency)
+    stages = [one for one in report.latency if one.stage != YARDSTICK]
+    times = ", ".join(f"{one.stage} {number(one.median_ms)} ms" for one in stages)
     yield from ("", escaped(f"Latency on {report.device}, no verdict: {times} (medians)."))
 
 

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mllm_export.report import Report
+from mllm_export.report import Latency, Report
+from mllm_export.reports.html import to_html
 from mllm_export.reports.markdown import to_markdown
 
 UNESCAPED_PIPE = re.compile(r"(?<!\\)(?:\\\\)*\|")
@@ -75,3 +77,19 @@ def test_a_pass_has_no_bold_figure_and_no_details(passing: Report) -> None:
 
 def test_no_picture_is_carried(filled_report: Callable[..., Report]) -> None:
     assert "data:image" not in to_markdown(filled_report("x"))
+
+
+def test_the_yardstick_is_no_stage_of_the_summary_and_is_explained_on_the_page(
+    failing: Report,
+) -> None:
+    def timed(stage: str, median_ms: float) -> Latency:
+        return Latency(
+            stage=stage, median_ms=median_ms, low_ms=1.0, high_ms=99.0, repeats=5, threads=1
+        )
+
+    plain = replace(failing, latency=(timed("prefill", 12.5),), device="cpu")
+    report = replace(plain, latency=(*plain.latency, timed("yardstick", 9.5)))
+    assert "no verdict: prefill 12.5 ms (medians)" in to_markdown(report)
+    assert "yardstick" not in to_markdown(report)
+    assert "The yardstick is a fixed calculation" in to_html(report)
+    assert "yardstick" not in to_html(plain)
