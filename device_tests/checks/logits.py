@@ -44,6 +44,8 @@ class _Distance:
     same: npt.NDArray[np.bool_]
     nll: Doubles
     """Export minus original; empty where no next tokens are known."""
+    likeliest: tuple[int, int]
+    """Next ids of original and export in the row that is furthest off."""
 
 
 class Logits:
@@ -89,7 +91,7 @@ class Logits:
             reference=context.oracle.title,
             samples=sum(len(case.expected) for case in cases),
             measurements=tuple(measurements),
-            examples=_worst(cases, ends),
+            examples=_worst(context, cases, ends),
             paired=(
                 paired_values(
                     "mean KL", (c.name for c in cases), (float(one.kl.mean()) for one in ends)
@@ -102,12 +104,15 @@ def _distance(case: LogitCase, expected: Floats, made: Floats) -> _Distance:
     reference, export = log_softmax(expected), log_softmax(made)
     following = np.asarray(case.next_ids, np.int64)
     known = len(following) == len(expected)
+    kl = kl_divergence(reference, export)
+    worst = int(kl.argmax())
     return _Distance(
-        kl=kl_divergence(reference, export),
+        kl=kl,
         same=top1_agreement(expected, made),
         nll=next_token_nll(export, following) - next_token_nll(reference, following)
         if known
         else np.empty(0),
+        likeliest=(int(reference[worst].argmax()), int(export[worst].argmax())),
     )
 
 
@@ -148,18 +153,27 @@ def _summary(context: Context, stage: str, found: Sequence[_Distance]) -> list[M
     return measured
 
 
-def _worst(cases: Sequence[LogitCase], found: Sequence[_Distance]) -> tuple[Example, ...]:
+def _worst(
+    context: Context, cases: Sequence[LogitCase], found: Sequence[_Distance]
+) -> tuple[Example, ...]:
     order = sorted(range(len(cases)), key=lambda at: -float(found[at].kl.max()))
+    sides = [[_told(context, one) for one in each.likeliest] for each in found]
     return tuple(
         Example(
             name=cases[at].name,
-            reference=f"likeliest id {int(cases[at].expected[found[at].kl.argmax()].argmax())}",
-            export="the same" if found[at].same[found[at].kl.argmax()] else "another",
-            note=f"row {int(found[at].kl.argmax())}: KL {found[at].kl.max():.3g} nats",
+            reference=sides[at][0],
+            export=sides[at][1],
+            note=f"likeliest next in row {found[at].kl.argmax()}: KL {found[at].kl.max():.3g} nats",
             image=thumbnail(cases[at].pictures[0]) if cases[at].pictures else "",
         )
         for at in order[:_SHOWN]
     )
+
+
+def _told(context: Context, token_id: int) -> str:
+    """A token as text, where it has one of its own."""
+    text = context.live.text((token_id,)) if context.live else ""
+    return f"{text!r}, id {token_id}" if text.strip() else f"id {token_id}"
 
 
 CHECK = Logits()

@@ -107,7 +107,7 @@ def _shown(case: PromptCase, ids: tuple[int, ...]) -> Example:
         name=repr(case.question),
         reference=f"... {list(case.expected[around])}",
         export=f"... {list(ids[around])}",
-        note=f"{case.images} images; ids differ from place {at} on",
+        note=f"{case.images} image{'' if case.images == 1 else 's'}; ids differ from place {at} on",
     )
 
 
