@@ -147,6 +147,7 @@ def _section(config: dict[str, object], key: str) -> dict[str, object]:
 PUBLISHED: dict[str, Callable[[], TinyModel]] = {
     "mobilevlm-v2-1.7b": lambda: mobilevlm("1.7B"),
     "mobilevlm-v2-3b": lambda: mobilevlm("3B"),
+    "mobilevlm-v2-7b": lambda: mobilevlm("7B"),
     "llava-phi": llava_phi,
     "cobra-3b": cobra,
 }
