@@ -75,6 +75,7 @@ def build(
     if job.recipe.tower_floor:
         with ProgressBars() as progress:
             job = keep_floor(job, mmproj, given, progress)
+    given.tell_unused(job, has_budget=memory_budget is not None)
     _forecast(job)
     with ProgressBars() as progress:
         report = build_bundle(job, out, evaluation, no_check, progress, given)

@@ -46,6 +46,18 @@ class Calibration:
             columns = {row.name: row.shape[-1] for row in (decoder.tensors if decoder else ())}
             read_imatrix(self.imatrix).require_model(columns, str(self.imatrix))
 
+    def tell_unused(self, job: Job, *, has_budget: bool) -> None:
+        """Note what was given and changes nothing of this plan."""
+        from mllm_export.terminal import print_note
+
+        plan = job.plan
+        measures = has_budget or job.recipe.tower_floor > 0
+        calibrates = plan.needs_pictures or plan.decoder_importance == "calibration"
+        if self.imatrix is not None and plan.decoder_importance != "file":
+            print_note(f"--imatrix changes nothing: no layout of recipe '{plan.recipe}' uses it")
+        if self.questions is not None and not (calibrates or measures):
+            print_note(f"--calibration changes nothing: recipe '{plan.recipe}' calibrates nothing")
+
     def calibrated(self, job: Job) -> Calibrated:
         """What the build weighs the decoder with, where the plan says that it does."""
         from mllm_export.device_tests.decoder_calibration import observe_decoder

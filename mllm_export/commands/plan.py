@@ -63,6 +63,7 @@ def plan(
     if job.recipe.tower_floor:
         with ProgressBars() as progress:
             job = keep_floor(job, mmproj, given, progress)
+    given.tell_unused(job, has_budget=memory_budget is not None)
     if as_json:
         typer.echo(to_json(job.plan), nl=False)
         return

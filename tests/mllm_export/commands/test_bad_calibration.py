@@ -152,3 +152,28 @@ def test_calibration_is_refused_for_an_encoder_alone(
     outcome = command(verb, tiny.clip(tmp_path / "clip"), *asked)
     assert outcome.code == 2
     assert "--calibration is for models that answer" in outcome.error
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "note"),
+    [
+        ("q8_0", "--imatrix", "--imatrix changes nothing: no layout of recipe 'q8_0' uses it"),
+        ("q4_k_m", "--imatrix", ""),
+        ("f16", "--calibration", "--calibration changes nothing: recipe 'f16' calibrates nothing"),
+        ("q4_k_m", "--calibration", ""),
+        ("int8-static", "--calibration", ""),
+    ],
+)
+def test_what_is_given_and_changes_nothing_is_noted(
+    command: Run, tmp_path: Path, name: str, option: str, note: str
+) -> None:
+    given = (
+        matrix(tmp_path / "m.gguf", "blk.0.attn_q.weight", 256)
+        if option == "--imatrix"
+        else pictures(tmp_path / "c", LINE)
+    )
+    outcome = command(
+        "plan", "reference", "--target", "linux-x86_64", "--recipe", name, option, given
+    )
+    assert outcome.code == 0
+    assert (note in outcome.err) if note else ("changes nothing" not in outcome.err)
