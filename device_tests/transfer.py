@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from mllm_export.device_tests.device import Link
+from mllm_export.device_tests.emulation.cache import alone
 from mllm_export.errors import DeviceError
 from mllm_export.progress import Progress, Step
 from mllm_export.records import record
@@ -47,9 +48,18 @@ def push(
 ) -> Sent:
     """Make `folder` on the device hold these files (by relative path), and check their hashes.
 
+    Two of them here would both go on with the same part, so one waits for the other.
+
     Raises: DeviceError when the device is lost, has no room, or a file arrives changed; what
     has arrived stays, and the next call goes on from there.
     """
+    with alone(f"{link.title} {folder}"):
+        return _push(link, folder, files, timeout_s, progress)
+
+
+def _push(
+    link: Link, folder: str, files: Mapping[str, Wanted], timeout_s: float, progress: Progress
+) -> Sent:
     _make_folders(link, folder, files, timeout_s)
     there = _hashes(link, folder, files, timeout_s)
     missing = {name: one for name, one in files.items() if there.get(name) != one.sha256}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from mllm_export.device_tests.device import Completed, Settings
 from mllm_export.device_tests.devices.local import LocalLink
+from mllm_export.device_tests.emulation.cache import cache_folder
 from mllm_export.device_tests.emulation.counter import counter_library
 from mllm_export.device_tests.emulation.cpu import cpu_names, load_cpu
 from mllm_export.device_tests.emulation.machine import Machine, set_up
@@ -24,7 +26,8 @@ class QemuLink(LocalLink):
 
     def __init__(self, machine: Machine, settings: Settings) -> None:
         """Nothing runs yet."""
-        super().__init__(settings)
+        home = settings.home or str(cache_folder() / f"device-{machine.cpu.name}")
+        super().__init__(replace(settings, home=home))
         self.title = f"qemu:{machine.cpu.qemu}"
         self.python = settings.python or shlex.join(machine.python())
         self.counter = self._counted

@@ -6,7 +6,9 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from mllm_export.errors import DeviceError
@@ -23,6 +25,22 @@ def cache_folder() -> Path:
     return Path(home) / "mllm-export"
 
 
+@contextmanager
+def alone(what: str) -> Iterator[None]:
+    """Wait until no other process here does this; a process that dies gives it back."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    folder = cache_folder() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256(what.encode()).hexdigest()[:16]
+    with (folder / name).open("w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def entry(kind: str, made_of: Mapping[str, str], make: Callable[[Path], None]) -> Path:
     """The folder of this kind made of these things; `make` fills it when it is not there.
 
@@ -33,12 +51,15 @@ def entry(kind: str, made_of: Mapping[str, str], make: Callable[[Path], None]) -
     whole = cache_folder() / f"{kind}-{key}"
     if whole.is_dir():
         return whole
-    partial = whole.with_name(f".{whole.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    make(partial)
-    (partial / "made-of.txt").write_text(words + "\n", encoding="utf-8")
-    partial.rename(whole)
+    with alone(str(whole)):
+        if whole.is_dir():  # another process made it meanwhile
+            return whole
+        partial = whole.with_name(f".{whole.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        make(partial)
+        (partial / "made-of.txt").write_text(words + "\n", encoding="utf-8")
+        partial.rename(whole)
     return whole
 
 
