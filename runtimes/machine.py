@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from pathlib import Path
 
 from mllm_export.records import record
@@ -14,6 +15,11 @@ _CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 _THERMAL = Path("/sys/class/thermal/thermal_zone0/temp")
 _THROTTLED = Path("/sys/devices/platform/soc/soc:firmware/get_throttled")
 """Raspberry Pi's firmware flags. Source: raspberrypi/linux, drivers/firmware/raspberrypi.c."""
+_ASK_FIRMWARE = ("vcgencmd", "get_throttled")
+"""The same where there is no such file, as on a Raspberry Pi 5.
+
+Source: raspberrypi/documentation, vcgencmd: it prints throttled=0x50000.
+"""
 
 _FEATURE_LINES = ("flags", "Features")
 """How Linux names the line on x86 and on ARM."""
@@ -66,8 +72,19 @@ def state() -> MachineState:
         governor=_text(_CPUFREQ / "scaling_governor"),
         clock_mhz=None if clock_khz is None else clock_khz / 1000,
         temperature_c=None if temperature_mc is None else temperature_mc / 1000,
-        throttled=_text(_THROTTLED),
+        throttled=_text(_THROTTLED) or _firmware_flags(),
     )
+
+
+def _firmware_flags() -> str | None:
+    try:
+        asked = subprocess.run(
+            _ASK_FIRMWARE, capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    name, _, flags = asked.stdout.strip().partition("=")
+    return flags.removeprefix("0x") or None if name == "throttled" else None
 
 
 def usable_cores() -> int:
