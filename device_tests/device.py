@@ -10,6 +10,7 @@ from mllm_export.catalog import Catalog, unknown
 from mllm_export.errors import DeviceError
 from mllm_export.progress import Progress
 from mllm_export.records import record
+from mllm_export.runtimes.job import DONE
 
 
 @record
@@ -22,8 +23,18 @@ class Completed:
 
     def last_line(self) -> str:
         """What it complained of, for an error message."""
-        lines = self.err.decode("utf-8", "replace").strip().splitlines()
+        lines = [line for line in _lines(self.err) if not line.startswith(DONE)]
         return lines[-1] if lines else "it printed nothing"
+
+
+def done_so_far(printed: bytes) -> str:
+    """What a runner said last of its progress; empty before it said anything."""
+    lines = [line.removeprefix(DONE) for line in _lines(printed) if line.startswith(DONE)]
+    return lines[-1] if lines else ""
+
+
+def _lines(printed: bytes) -> list[str]:
+    return printed.decode("utf-8", "replace").strip().splitlines()
 
 
 Counter = Callable[[str, float], tuple[Completed, str]]

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shlex
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from mllm_export.bundle import MANIFEST, Bundle
-from mllm_export.device_tests.device import Completed, Link
+from mllm_export.device_tests.device import Completed, Link, done_so_far
 from mllm_export.device_tests.reference import Floats
 from mllm_export.device_tests.runtime_archive import write_runtime
 from mllm_export.device_tests.transfer import Sent, Wanted, push
-from mllm_export.errors import DeviceError
-from mllm_export.hashing import file_sha256
+from mllm_export.errors import DeviceError, DeviceLostError
+from mllm_export.hashing import file_sha256, text_sha256
 from mllm_export.progress import Progress
 from mllm_export.records import from_json, to_json
 from mllm_export.runtimes.job import JOB, RESULT, VALUES, Description, Job, Result
@@ -25,6 +27,9 @@ from mllm_export.runtimes.opening import require_features, require_version
 
 _ILLEGAL_INSTRUCTION = (132, -4)
 """SIGILL as a shell and as subprocess tell it."""
+
+_KILLED = (137, -9)
+"""SIGKILL, which Linux sends when memory is out."""
 
 _REFUSED = "error: "
 """How the runner begins the line with which it refuses."""
@@ -82,32 +87,43 @@ class Visit:
 
         Raises: DeviceError with what the runner said, and what was done so far.
         """
-        remote = f"{self.link.home}/job"
-        quoted = shlex.quote(remote)
-        self._shell(f"rm -rf {quoted}/{RESULT} {quoted}/{VALUES}")
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / JOB
             file.write_text(to_json(job), encoding="utf-8")
             files = {name: _wanted(path) for name, path in {**pictures, JOB: file}.items()}
+            # Two visits at once may share what they read, and never what they write.
+            remote = f"{self.link.home}/jobs/{_key(files)}"
+            out = f"{remote}/{secrets.token_hex(4)}"
             push(self.link, remote, files, self._timeout_s, self._progress)
-            command = self._command(f"run {shlex.quote(remote_bundle)} {quoted}")
+            command = self._command(f"run {shlex.join((remote_bundle, remote, out))}")
             done, counts = self._start(command, job.marks)
-            self._require_success(done)
-            return self._collect(remote, Path(folder), counts)
+            try:
+                self._require_success(done)
+                return self._collect(out, Path(folder), counts)
+            finally:
+                with suppress(DeviceError):
+                    self._shell(f"rm -rf {shlex.quote(out)}")
 
     def close(self) -> None:
         """End the connection; what was sent stays for the next visit."""
         self.link.close()
 
     def _start(self, command: str, counted: bool) -> tuple[Completed, str]:
-        if not counted:
-            return self._shell(command), ""
-        if self.link.counter is None:
+        if counted and self.link.counter is None:
             raise DeviceError(
                 f"{self.link.title}: instructions are counted on emulated devices only; name one "
                 "such as qemu:cortex-a76"
             )
-        return self.link.counter(command, self._timeout_s)
+        try:
+            if self.link.counter is not None and counted:
+                return self.link.counter(command, self._timeout_s)
+            return self._shell(command), ""
+        except DeviceLostError as lost:
+            did = done_so_far(lost.printed) or "nothing yet"
+            raise DeviceError(
+                f"{lost} (the bundle is on the device and stays there; of the job it had done: "
+                f"{did})"
+            ) from lost
 
     def _collect(self, remote: str, folder: Path, counts: str) -> Outcome:
         for name in (RESULT, VALUES):
@@ -171,7 +187,19 @@ class Visit:
                 f"{title}: {said}; install there: pip install numpy pillow pydantic onnxruntime "
                 "llama-cpp-python"
             )
-        raise DeviceError(f"{title}: the runner ended with {done.code}: {said}")
+        did = done_so_far(done.err)
+        killed = "; it was killed, has the device too little memory?"
+        raise DeviceError(
+            f"{title}: the runner ended with {done.code}: {said}"
+            + (f" (it had done: {did})" if did else "")
+            + (killed if done.code in _KILLED else "")
+        )
+
+
+def _key(files: Mapping[str, Wanted]) -> str:
+    """The same for the same files."""
+    words = "\n".join(f"{name} {one.sha256}" for name, one in sorted(files.items()))
+    return text_sha256(words)[:16]
 
 
 def _wanted(path: Path) -> Wanted:

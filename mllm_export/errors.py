@@ -64,6 +64,15 @@ class DeviceError(MllmExportError):
     """A device cannot be reached, lacks what is needed, or was lost while it worked."""
 
 
+class DeviceLostError(DeviceError):
+    """The connection ended, or time ran out, before the command did."""
+
+    def __init__(self, message: str, printed: bytes) -> None:
+        super().__init__(message)
+        self.printed = printed
+        """What the command had written to its standard error by then."""
+
+
 class CheckFailedError(MllmExportError):
     """A check was carried out and failed; the message names the first rung."""
 

@@ -7,6 +7,9 @@ from mllm_export.runtimes.machine import MachineState
 
 JOB, RESULT, VALUES = "job.json", "result.json", "values.npz"
 
+DONE = "done: "
+"""How a runner's lines of progress on standard error begin."""
+
 REGIONS = {1: "tower", 2: "prefill", 3: "decode"}
 """Numbers of the marked regions, in the order they run."""
 

@@ -1,4 +1,4 @@
-"""Runs on the device: `python -m mllm_export.runtimes.runner describe` or `... run BUNDLE JOB`.
+"""Runs on the device: `python -m mllm_export.runtimes.runner describe | run BUNDLE JOB OUT`.
 
 It uses the runtime's public methods and nothing else.
 """
@@ -9,11 +9,12 @@ import ctypes
 import platform
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
+from typing import TypeVar
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from mllm_export.runtimes import load
 from mllm_export.runtimes.engines import Floats
 from mllm_export.runtimes.generation import Step
 from mllm_export.runtimes.job import (
+    DONE,
     JOB,
     REGIONS,
     RESULT,
@@ -43,6 +45,8 @@ from mllm_export.runtimes.machine import (
     usable_cores,
 )
 from mllm_export.runtimes.session import Session
+
+T = TypeVar("T")
 
 _MARK = 0x4D4C4D
 """A prctl option that Linux does not know: it does nothing, and an emulator's plugin sees it."""
@@ -66,8 +70,8 @@ def describe() -> Description:
     )
 
 
-def run(bundle: Path, folder: Path) -> None:
-    """Carry out `folder`/job.json; result.json is written last.
+def run(bundle: Path, folder: Path, out: Path) -> None:
+    """Carry out `folder`/job.json into `out`; result.json is written last.
 
     Raises: MllmExportError as `load` and the session do.
     """
@@ -77,10 +81,13 @@ def run(bundle: Path, folder: Path) -> None:
     with load(bundle, threads=job.threads) as session:
         values = {**_embed(session, job, folder), **_force(session, job, bundle)}
         asked = () if job.repeats or job.marks else job.asked
-        answers = tuple(_answer(session, one, job, folder) for one in asked)
+        answers = tuple(
+            _answer(session, one, job, folder) for one in _told(asked, "questions answered")
+        )
         times = tuple(_timed(session, job, folder))
         positions = _mark_regions(session, job, folder) if job.marks else 0
-    np.savez(folder / VALUES, **values)  # type: ignore[arg-type]  # numpy 2's stub has a flag too
+    out.mkdir(exist_ok=True)
+    np.savez(out / VALUES, **values)  # type: ignore[arg-type]  # numpy 2's stub has a flag too
     result = Result(
         load_ms=load_ms,
         answers=answers,
@@ -90,7 +97,14 @@ def run(bundle: Path, folder: Path) -> None:
         before=before,
         after=state(),
     )
-    (folder / RESULT).write_text(to_json(result), encoding="utf-8")
+    (out / RESULT).write_text(to_json(result), encoding="utf-8")
+
+
+def _told(items: Sequence[T], what: str) -> Iterator[T]:
+    """The same items; what is done is told, for whoever loses sight of this device."""
+    for done, item in enumerate(items):
+        yield item
+        sys.stderr.write(f"{DONE}{done + 1} of {len(items)} {what}\n")
 
 
 def _timed_loads(bundle: Path, job: Job) -> tuple[float, ...]:
@@ -105,7 +119,7 @@ def _timed_loads(bundle: Path, job: Job) -> tuple[float, ...]:
 
 def _embed(session: Session, job: Job, folder: Path) -> dict[str, Floats]:
     values: dict[str, Floats] = {}
-    for at, picture in enumerate(job.pictures):
+    for at, picture in enumerate(_told(job.pictures, "pictures embedded")):
         pixels = session.preprocess(folder / picture)
         values[f"pixels-{at}"] = pixels
         values[f"embeds-{at}"] = session.embed(pixels)
@@ -119,7 +133,7 @@ def _force(session: Session, job: Job, bundle: Path) -> dict[str, Floats]:
     with np.load(bundle / _GOLDEN, allow_pickle=False) as golden:
         return {
             f"logits-{at}": session.logits(one.ids, [golden[f"embeds-{one.sample}"]])[-one.rows :]
-            for at, one in enumerate(job.forced)
+            for at, one in enumerate(_told(job.forced, "golden answers forced"))
         }
 
 
@@ -136,7 +150,7 @@ def _timed(session: Session, job: Job, folder: Path) -> Iterator[Times]:
     if not job.repeats:
         return
     asked = job.asked[0]
-    for _ in range(job.repeats + 1):
+    for _ in _told(range(job.repeats + 1), "answers timed, one of them to warm up"):
         session.forget()
         start = perf_counter()
         steps = session.generate(asked.question, folder / asked.picture, max_tokens=job.max_tokens)
@@ -213,10 +227,12 @@ def main(words: list[str]) -> int:
     try:
         if words == ["describe"]:
             sys.stdout.write(to_json(describe()))
-        elif len(words) == 3 and words[0] == "run":
-            run(Path(words[1]), Path(words[2]))
+        elif len(words) == 4 and words[0] == "run":
+            run(*(Path(word) for word in words[1:]))
         else:
-            sys.stderr.write("usage: python -m mllm_export.runtimes.runner describe | run B JOB\n")
+            sys.stderr.write(
+                "usage: python -m mllm_export.runtimes.runner describe | run BUNDLE JOB OUT\n"
+            )
             return 2
     except MllmExportError as failure:
         sys.stderr.write(f"error: {failure}\n")

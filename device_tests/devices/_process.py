@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 
 from mllm_export.device_tests.device import Completed
-from mllm_export.errors import DeviceError
+from mllm_export.errors import DeviceError, DeviceLostError
 
 
 def run_process(words: Sequence[str], title: str, timeout_s: float, data: bytes = b"") -> Completed:
@@ -20,8 +20,9 @@ def run_process(words: Sequence[str], title: str, timeout_s: float, data: bytes 
         )
     except FileNotFoundError:
         raise DeviceError(f"{title}: '{words[0]}' is not installed on this machine") from None
-    except subprocess.TimeoutExpired:
-        raise DeviceError(
-            f"{title} did not finish within {timeout_s:g} s; allow more with --timeout"
+    except subprocess.TimeoutExpired as late:
+        raise DeviceLostError(
+            f"{title} did not finish within {timeout_s:g} s; allow more with --timeout",
+            late.stderr or b"",
         ) from None
     return Completed(code=done.returncode, out=done.stdout, err=done.stderr)

@@ -8,13 +8,15 @@ from pathlib import Path
 
 from mllm_export.device_tests.device import Completed, Counter, Settings
 from mllm_export.device_tests.devices._process import run_process
-from mllm_export.errors import DeviceError
+from mllm_export.errors import DeviceError, DeviceLostError
 from mllm_export.progress import Progress
 
 _HOME = "/data/local/tmp/mllm-export"
 """The folder that a shell user may write to and execute from. Source: Android, adb's manual."""
 
 _LOST = ("error: device", "error: no devices", "error: closed", "adb: error: failed to get")
+_CUT = 255
+"""What `adb shell` ends with when the device went away. Source: adb, client/commandline.cpp."""
 
 
 class AdbLink:
@@ -60,9 +62,10 @@ class AdbLink:
 
     def _checked(self, words: tuple[str, ...], timeout_s: float) -> Completed:
         done = run_process((*self._words, *words), self.title, timeout_s)
-        if done.code and done.last_line().startswith(_LOST):
-            raise DeviceError(
-                f"{self.title}: {done.last_line()}; is it listed by 'adb devices', and unlocked?"
+        if done.code == _CUT or (done.code and done.last_line().startswith(_LOST)):
+            raise DeviceLostError(
+                f"{self.title}: {done.last_line()}; is it listed by 'adb devices', and unlocked?",
+                done.err,
             )
         return done
 

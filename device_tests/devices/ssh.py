@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from mllm_export.device_tests.device import Completed, Counter, Settings
 from mllm_export.device_tests.devices._process import run_process
-from mllm_export.errors import DeviceError
+from mllm_export.errors import DeviceError, DeviceLostError
 from mllm_export.progress import Progress
 
 _LOST = 255
@@ -47,7 +47,10 @@ class SshLink:
         """Run a line of the device's shell. Raises: DeviceError when the connection fails."""
         done = run_process((*self._words, command), self.title, timeout_s, data)
         if done.code == _LOST:
-            raise DeviceError(f"{self.title}: {done.last_line()}; does '{self._plain} true' work?")
+            raise DeviceLostError(
+                f"{self.title}: {done.last_line().rstrip('.')}; does '{self._plain} true' work?",
+                done.err,
+            )
         return done
 
     def fetch(self, remote: str, local: Path, timeout_s: float) -> None:

@@ -23,39 +23,68 @@ def free_port() -> int:
             return port
 
 
-@contextmanager
-def breaking_wire(to_port: int, after_bytes: int) -> Iterator[int]:
-    """A port that leads to another one, until so many bytes went there: then it is dead."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    left = [after_bytes]
-    lock = threading.Lock()
+class Wire:
+    """A port of loopback that leads to another one, until it is cut."""
 
-    def carry(source: socket.socket, target: socket.socket, counted: bool) -> None:
+    def __init__(self, to_port: int, after_bytes: int) -> None:
+        """It cuts itself when so many bytes went there."""
+        self._far, self._left = to_port, after_bytes
+        self._lock = threading.Lock()
+        self._ends: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def cut(self) -> None:
+        """Whoever holds an end notices; a new connection is closed at once."""
+        with self._lock:
+            self._left = -1
+            ends, self._ends = self._ends, []
+        for end in ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Cut, and leave the port."""
+        self.cut()
+        self._listener.close()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                if self._left < 0:
+                    near.close()
+                    continue
+                far = socket.create_connection(("127.0.0.1", self._far))
+                with self._lock:
+                    self._ends += (near, far)
+                for source, target, counted in ((near, far, True), (far, near, False)):
+                    carrier = threading.Thread(
+                        target=self._carry, args=(source, target, counted), daemon=True
+                    )
+                    carrier.start()
+
+    def _carry(self, source: socket.socket, target: socket.socket, counted: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(_BLOCK_BYTES):
-                with lock:
-                    left[0] -= len(data) if counted else 0
-                    dead = left[0] < 0
+                with self._lock:
+                    self._left -= len(data) if counted else 0
+                    dead = self._left < 0
                 if dead:
-                    break
+                    self.cut()
+                    return
                 target.sendall(data)
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
-    def serve() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = listener.accept()
-                if left[0] < 0:
-                    near.close()
-                    continue
-                far = socket.create_connection(("127.0.0.1", to_port))
-                threading.Thread(target=carry, args=(near, far, True), daemon=True).start()
-                threading.Thread(target=carry, args=(far, near, False), daemon=True).start()
 
-    threading.Thread(target=serve, daemon=True).start()
+@contextmanager
+def breaking_wire(to_port: int, after_bytes: int = 1 << 40) -> Iterator[Wire]:
+    """A wire to the port, which stays until it has carried so many bytes there."""
+    wire = Wire(to_port, after_bytes)
     try:
-        yield int(listener.getsockname()[1])
+        yield wire
     finally:
-        listener.close()
+        wire.close()

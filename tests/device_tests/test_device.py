@@ -2,9 +2,9 @@
 
 import pytest
 
-from mllm_export.device_tests.device import DEVICES, Settings, open_device
+from mllm_export.device_tests.device import DEVICES, Completed, Settings, done_so_far, open_device
 from mllm_export.device_tests.emulation.cpu import cpu_names, load_cpu
-from mllm_export.errors import DeviceError
+from mllm_export.errors import DeviceError, DeviceLostError
 from mllm_export.export.target import load_target, target_names
 from mllm_export.progress import silent
 
@@ -38,6 +38,23 @@ def test_an_address_keeps_user_and_port() -> None:
     link = open_device("ssh://pi@board.local:2222", Settings(), silent)
     assert link.title == "ssh://pi@board.local:2222"
     link.close()
+
+
+def test_what_was_done_is_kept_when_time_runs_out() -> None:
+    link = open_device("local", Settings(), silent)
+    line = "echo 'done: 1 of 9 pictures' >&2; echo 'a warning' >&2; exec sleep 60"
+    with pytest.raises(DeviceLostError, match=r"did not finish within 0\.5 s.* --timeout") as lost:
+        link.shell(line, 0.5)
+    assert done_so_far(lost.value.printed) == "1 of 9 pictures"
+
+
+def test_progress_is_no_complaint() -> None:
+    done = Completed(code=1, out=b"", err=b"error: why\ndone: 2 of 3 answers\n")
+    assert done.last_line() == "error: why"
+    assert done_so_far(done.err) == "2 of 3 answers"
+    silence = Completed(code=1, out=b"", err=b"done: 2 of 3 answers\n")
+    assert silence.last_line() == "it printed nothing"
+    assert done_so_far(b"nothing of ours\n") == ""
 
 
 @pytest.mark.parametrize("name", cpu_names())

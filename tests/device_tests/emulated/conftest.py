@@ -10,20 +10,28 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from mllm_export.bundle import Bundle, open_bundle
+from mllm_export.device_tests.device import Completed, Link
 from mllm_export.device_tests.emulation.cpu import load_cpu
 from mllm_export.device_tests.emulation.machine import TOOLS, set_up
 from mllm_export.device_tests.stand_ins.adb import adb_client, adb_device
+from mllm_export.device_tests.stand_ins.ports import Wire
 from mllm_export.device_tests.stand_ins.room import Room, room
 from mllm_export.device_tests.stand_ins.ssh import SshServer, ssh_server
+from mllm_export.device_tests.visit import Visit
 from mllm_export.progress import silent
+from mllm_export.runtimes.job import Asked, Job
 
 STAND_INS = ("qemu-aarch64-static", "sshd", "ssh", "adb", "mount")
+_WORK_S = 20.0
+"""An emulated runner answers first within a few seconds, and sixty questions take minutes."""
+
 ArmBuild = Callable[[str], Bundle]
 
 
@@ -92,3 +100,22 @@ def phone(
         adb_client(tmp_path_factory.mktemp("adb")) as settings,
     ):
         yield port, settings
+
+
+def ask_until_cut(link: Link, bundle: Bundle, wire: Wire) -> None:
+    """Sixty questions; the wire is cut when the device told of the first answers."""
+    visit = Visit(link, 300, silent)
+    remote, _ = visit.push(bundle)
+    pictures = {file.name: file for file in (bundle.folder / "golden").glob("*.png")}
+    # Another picture each time, so that nothing is remembered.
+    two = sorted(pictures)[:2] * 30
+    asked = tuple(Asked(picture=name, question="What is in the picture?") for name in two)
+    real_shell = link.shell
+
+    def shell(line: str, timeout_s: float, data: bytes = b"") -> Completed:
+        if " run " in line:
+            threading.Timer(_WORK_S, wire.cut).start()
+        return real_shell(line, timeout_s, data)
+
+    link.shell = shell  # type: ignore[method-assign]
+    visit.run(remote, Job(threads=1, asked=asked, max_tokens=2), pictures)

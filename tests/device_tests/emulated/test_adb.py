@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterator
 
@@ -12,7 +13,7 @@ from mllm_export.device_tests.stand_ins.ports import breaking_wire
 from mllm_export.device_tests.visit import Visit
 from mllm_export.errors import DeviceError
 from mllm_export.progress import silent
-from tests.device_tests.emulated.conftest import ArmBuild
+from tests.device_tests.emulated.conftest import ArmBuild, ask_until_cut
 from tests.mllm_export.commands.conftest import Run, command
 
 __all__ = ["command"]
@@ -42,8 +43,8 @@ def test_a_phone_that_is_not_there_is_told(command: Run, serial: str) -> None:
 
 def test_a_pulled_cable_fails_clearly_and_goes_on(arm_bundle: ArmBuild, serial: str) -> None:
     bundle = arm_bundle("f16")
-    with breaking_wire(int(serial.partition(":")[2]), after_bytes=6 << 20) as port:
-        broken = f"127.0.0.1:{port}"
+    with breaking_wire(int(serial.partition(":")[2]), after_bytes=6 << 20) as wire:
+        broken = f"127.0.0.1:{wire.port}"
         subprocess.run(["adb", "connect", broken], check=True, capture_output=True)
         visit = Visit(open_device(f"adb:{broken}", Settings(), silent), 60, silent)
         with pytest.raises(DeviceError, match="MiB had arrived and stay there: run the same"):
@@ -52,3 +53,16 @@ def test_a_pulled_cable_fails_clearly_and_goes_on(arm_bundle: ArmBuild, serial: 
     _, sent = again.push(bundle)
     assert sent.resumed_bytes >= 4 << 20
     assert again.push(bundle)[1].files == 0
+
+
+def test_a_cable_pulled_in_the_middle_of_a_job_says_what_was_done(
+    arm_bundle: ArmBuild, serial: str
+) -> None:
+    with breaking_wire(int(serial.partition(":")[2])) as wire:
+        broken = f"127.0.0.1:{wire.port}"
+        subprocess.run(["adb", "connect", broken], check=True, capture_output=True)
+        link = open_device(f"adb:{broken}", Settings(), silent)
+        with pytest.raises(DeviceError) as lost:
+            ask_until_cut(link, arm_bundle("int4"), wire)
+    assert "is it listed by 'adb devices', and unlocked?" in str(lost.value)
+    assert re.search(r"of the job it had done: \d+ of 60 questions answered\)", str(lost.value))

@@ -11,6 +11,9 @@ import pytest
 
 from mllm_export.bundle import Bundle
 from mllm_export.device_tests.distributions import cosines
+from mllm_export.device_tests.emulation.cpu import cpu_names, load_cpu
+from mllm_export.device_tests.emulation.machine import set_up
+from mllm_export.progress import silent
 from mllm_export.runtimes.machine import cpu_features
 from tests.conftest import Build
 from tests.device_tests.emulated.conftest import ArmBuild
@@ -31,15 +34,15 @@ for golden, tower, out in zip(sys.argv[1::3], sys.argv[2::3], sys.argv[3::3]):
 """
 
 
-def embeds(bundles: list[Bundle], folder: Path, emulator: tuple[str, ...]) -> list[np.ndarray]:
+def embeds(bundles: list[Bundle], folder: Path, python: tuple[str, ...]) -> list[np.ndarray]:
     """One process for all of them: starting it takes longer than a tower."""
     folder.mkdir()
     outs = [folder / f"{at}.npy" for at in range(len(bundles))]
-    words = [sys.executable, "-c", TOWERS]
+    words = ["-c", TOWERS]
     for bundle, out in zip(bundles, outs, strict=True):
         golden = bundle.folder / "golden" / "values.npz"
         words += [str(golden), str(bundle.path("tower")), str(out)]
-    done = subprocess.run([*emulator, *words], capture_output=True, check=False)
+    done = subprocess.run([*python, *words], capture_output=True, check=False)
     assert done.returncode == 0, (done.returncode, done.stderr.decode()[-500:])
     arrays = [np.load(out) for out in outs]
     return [array.reshape(-1, array.shape[-1]) for array in arrays]
@@ -50,8 +53,21 @@ def test_a_tower_for_avx2_is_the_same_without_vnni_and_one_for_other_cpus_is_not
     reference_bundle: Build, arm_bundle: ArmBuild, tmp_path: Path
 ) -> None:
     bundles = [reference_bundle("int8"), arm_bundle("int8")]
-    here = embeds(bundles, tmp_path / "here", ())
-    there = embeds(bundles, tmp_path / "haswell", HASWELL)
+    here = embeds(bundles, tmp_path / "here", (sys.executable,))
+    there = embeds(bundles, tmp_path / "haswell", (*HASWELL, sys.executable))
     avx2, other = (cosines(a, b).min() for a, b in zip(here, there, strict=True))
     assert avx2 > 0.999999
     assert other < 0.9999
+
+
+def test_a_tower_for_arm_is_the_same_on_every_arm_core(
+    arm_bundle: ArmBuild, tmp_path: Path
+) -> None:
+    """Cores without dot products widen, those with them sum in 32 bits: nothing saturates."""
+    found = {
+        name: embeds([arm_bundle("int8")], tmp_path / name, set_up(load_cpu(name), silent).python())
+        for name in cpu_names()
+    }
+    (first,), *others = found.values()
+    for (other,) in others:
+        assert cosines(first, other).min() > 0.999999

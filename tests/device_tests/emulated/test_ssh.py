@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from mllm_export.device_tests.stand_ins.ssh import SshServer
 from mllm_export.device_tests.visit import Visit
 from mllm_export.errors import DeviceError
 from mllm_export.progress import silent
-from tests.device_tests.emulated.conftest import ArmBuild
+from tests.device_tests.emulated.conftest import ArmBuild, ask_until_cut
 from tests.mllm_export.commands.conftest import Run, command
 
 __all__ = ["command"]
@@ -41,8 +42,8 @@ def test_a_cut_transfer_fails_clearly_and_goes_on(
     arm_bundle: ArmBuild, board: str, server: SshServer
 ) -> None:
     bundle = arm_bundle("f16")
-    with breaking_wire(server.port, after_bytes=6 << 20) as port:
-        link = open_device(f"ssh://root@127.0.0.1:{port}", Settings(timeout_s=60), silent)
+    with breaking_wire(server.port, after_bytes=6 << 20) as wire:
+        link = open_device(f"ssh://root@127.0.0.1:{wire.port}", Settings(timeout_s=60), silent)
         visit = Visit(link, 60, silent)
         with pytest.raises(DeviceError, match="MiB had arrived and stay there: run the same"):
             visit.push(bundle)
@@ -52,6 +53,17 @@ def test_a_cut_transfer_fails_clearly_and_goes_on(
     assert sent.sent_bytes + sent.resumed_bytes > 9_000_000
     assert again.push(bundle)[1].files == 0
     again.close()
+
+
+def test_a_board_lost_in_the_middle_of_a_job_says_what_was_done(
+    arm_bundle: ArmBuild, board: str, server: SshServer
+) -> None:
+    with breaking_wire(server.port) as wire:
+        link = open_device(f"ssh://root@127.0.0.1:{wire.port}", Settings(), silent)
+        with pytest.raises(DeviceError) as lost:
+            ask_until_cut(link, arm_bundle("int4"), wire)
+    assert f"does 'ssh -p {wire.port} root@127.0.0.1 true' work?" in str(lost.value)
+    assert re.search(r"of the job it had done: \d+ of 60 questions answered\)", str(lost.value))
 
 
 def test_a_stranger_is_told_that_the_key_is_wrong(

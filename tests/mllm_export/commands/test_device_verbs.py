@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mllm_export.bundle import open_bundle
 from mllm_export.commands.opening import reference_evaluation
+from mllm_export.device_tests.device import Completed, Settings, open_device
+from mllm_export.device_tests.visit import Outcome, Visit
+from mllm_export.errors import DeviceError, DeviceLostError
+from mllm_export.progress import silent
+from mllm_export.runtimes.job import Asked, Job
 from tests.conftest import Build
 from tests.mllm_export.commands.conftest import Run
 
@@ -78,6 +85,94 @@ def test_bench_tells_every_stage_and_what_the_machine_tells(
     shown = command("bench", bundle, *asked, *home).out
     for word in ("decode per token", "governor", "temperature", "throttling", "peak memory"):
         assert word in shown
+
+
+STOPS = """\
+import subprocess, sys, time
+words = [sys.executable, *sys.argv[1:]]
+if sys.argv[2] != "run":
+    sys.exit(subprocess.call(words))
+runner = subprocess.Popen(words, stderr=subprocess.PIPE)
+for line in runner.stderr:
+    sys.stderr.buffer.write(line)
+    sys.stderr.flush()
+    if b"2 of 6 questions" in line:
+        runner.kill()
+        {ending}
+"""
+"""A Python on the device with which something happens while the job runs."""
+
+
+def stopping(folder: Path, ending: str) -> tuple[str, ...]:
+    script = folder / "stops.py"
+    script.write_text(STOPS.format(ending=ending), encoding="ascii")
+    asked = ("--evaluation", reference_evaluation(), "--questions", 3)
+    return (*map(str, asked), "--device-python", f"{sys.executable} {script}")
+
+
+def test_a_runner_that_is_killed_is_told_with_what_it_had_done(
+    command: Run, bundle: Path, home: tuple[str, ...], tmp_path: Path
+) -> None:
+    words = ("--device", "local", *home, *stopping(tmp_path, "sys.exit(137)"))
+    outcome = command("check", bundle, *words)
+    assert outcome.code == 2
+    assert "the runner ended with 137: it printed nothing" in outcome.error
+    assert "(it had done: 2 of 6 questions answered)" in outcome.error
+    assert "has the device too little memory?" in outcome.error
+
+
+def test_a_device_that_is_lost_is_told_with_what_it_had_done(
+    bundle: Path, home: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How a wire is cut in the middle of a job is shown on the played boards."""
+    *_, python = stopping(tmp_path, "sys.exit(99)")
+    link = open_device("local", Settings(home=home[1], python=python), silent)
+    real_shell = link.shell
+
+    def shell(line: str, timeout_s: float, data: bytes = b"") -> Completed:
+        done = real_shell(line, timeout_s, data)
+        if done.code == 99:
+            raise DeviceLostError("local: closed by remote host", done.err)
+        return done
+
+    monkeypatch.setattr(link, "shell", shell)
+    visit = Visit(link, 60, silent)
+    remote, _ = visit.push(open_bundle(bundle))
+    pictures = {file.name: file for file in (bundle / "golden").glob("*.png")}
+    job = Job(threads=1, asked=(Asked(picture=min(pictures), question="How many?"),) * 6)
+    with pytest.raises(DeviceError) as lost:
+        visit.run(remote, job, pictures)
+    assert str(lost.value) == (
+        "local: closed by remote host (the bundle is on the device and stays there; of the job it "
+        "had done: 2 of 6 questions answered)"
+    )
+
+
+def test_two_visits_at_once_do_not_read_each_others_results(
+    bundle: Path, home: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = open_device("local", Settings(home=home[1]), silent)
+    visit, other = Visit(link, 60, silent), Visit(link, 60, silent)
+    remote, _ = visit.push(open_bundle(bundle))
+    pictures = {file.name: file for file in sorted((bundle / "golden").glob("*.png"))[:2]}
+    first, second = (Job(threads=1, pictures=(name,)) for name in pictures)
+    alone = visit.run(remote, first, pictures).values["embeds-0"]
+    within: list[Outcome] = []
+    real_shell = link.shell
+
+    def shell(line: str, timeout_s: float, data: bytes = b"") -> Completed:
+        """While the first job is about to run and before its results are fetched: the other."""
+        done = real_shell(line, timeout_s, data)
+        if " run " in line and not within:
+            within.append(Outcome(result=None, values={}, counts=()))  # type: ignore[arg-type]
+            within.append(other.run(remote, second, pictures))
+        return done
+
+    monkeypatch.setattr(link, "shell", shell)
+    beside = visit.run(remote, first, pictures).values["embeds-0"]
+    assert (beside == alone).all()
+    assert not (within[1].values["embeds-0"] == alone).all()
+    assert not [p for p in Path(home[1]).glob("jobs/*/*") if p.is_dir()], "results are taken away"
 
 
 def test_device_describes_this_machine(command: Run, home: tuple[str, ...]) -> None:
