@@ -60,7 +60,7 @@ qemu: install-dev
 
 # Reference bundles on those, and boards and phones on loopback; as root, with Debian's packages.
 emulated: qemu
-	OMP_NUM_THREADS=1 MLLM_REQUIRE_EMULATION=1 $(BIN)/pytest -q -n 2 --dist loadfile -m emulated \
+	OMP_NUM_THREADS=1 MLLM_REQUIRE_EMULATION=1 $(BIN)/pytest -q -n 2 --dist loadgroup -m emulated \
 	  tests/device_tests/emulated
 
 wheel:

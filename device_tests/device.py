@@ -21,10 +21,10 @@ class Completed:
     out: bytes
     err: bytes
 
-    def last_line(self) -> str:
+    def last_line(self, otherwise: str = "it printed nothing") -> str:
         """What it complained of, for an error message."""
         lines = [line for line in _lines(self.err) if not line.startswith(DONE)]
-        return lines[-1] if lines else "it printed nothing"
+        return lines[-1].rstrip(".") if lines else otherwise
 
 
 def done_so_far(printed: bytes) -> str:

@@ -99,7 +99,7 @@ class Visit:
             done, counts = self._start(command, job.marks)
             try:
                 self._require_success(done)
-                return self._collect(out, Path(folder), counts)
+                return self._collect(out, Path(folder), counts, done.err)
             finally:
                 with suppress(DeviceError):
                     self._shell(f"rm -rf {shlex.quote(out)}")
@@ -119,15 +119,14 @@ class Visit:
                 return self.link.counter(command, self._timeout_s)
             return self._shell(command), ""
         except DeviceLostError as lost:
-            did = done_so_far(lost.printed) or "nothing yet"
-            raise DeviceError(
-                f"{lost} (the bundle is on the device and stays there; of the job it had done: "
-                f"{did})"
-            ) from lost
+            raise _in_the_middle(lost, lost.printed) from lost
 
-    def _collect(self, remote: str, folder: Path, counts: str) -> Outcome:
-        for name in (RESULT, VALUES):
-            self.link.fetch(f"{remote}/{name}", folder / name, self._timeout_s)
+    def _collect(self, remote: str, folder: Path, counts: str, printed: bytes) -> Outcome:
+        try:
+            for name in (RESULT, VALUES):
+                self.link.fetch(f"{remote}/{name}", folder / name, self._timeout_s)
+        except DeviceError as lost:  # adb ends with 0 when its cable is pulled
+            raise _in_the_middle(lost, printed) from lost
         result = from_json(Result, (folder / RESULT).read_bytes(), RESULT, DeviceError)
         with np.load(folder / VALUES, allow_pickle=False) as archive:
             values = {name: archive[name] for name in archive.files}
@@ -194,6 +193,13 @@ class Visit:
             + (f" (it had done: {did})" if did else "")
             + (killed if done.code in _KILLED else "")
         )
+
+
+def _in_the_middle(lost: DeviceError, printed: bytes) -> DeviceError:
+    did = done_so_far(printed) or "nothing yet"
+    return DeviceError(
+        f"{lost} (the bundle is on the device and stays there; of the job it had done: {did})"
+    )
 
 
 def _key(files: Mapping[str, Wanted]) -> str:

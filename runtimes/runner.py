@@ -6,6 +6,7 @@ It uses the runtime's public methods and nothing else.
 from __future__ import annotations
 
 import ctypes
+import gc
 import platform
 import resource
 import sys
@@ -175,6 +176,8 @@ def _mark_regions(session: Session, job: Job, folder: Path) -> int:
     asked = job.asked[0]
     pixels = session.preprocess(folder / asked.picture)
     ids = session.encode(asked.question)
+    # Where the interpreter collects its garbage depends on what ran before: up to 0.4 % of a tower.
+    gc.disable()
     for counted in (False, True):
         session.forget()
         _mark(0)

@@ -15,6 +15,7 @@ _HOME = "/data/local/tmp/mllm-export"
 """The folder that a shell user may write to and execute from. Source: Android, adb's manual."""
 
 _LOST = ("error: device", "error: no devices", "error: closed", "adb: error: failed to get")
+_HINT = "; is it listed by 'adb devices', and unlocked?"
 _CUT = 255
 """What `adb shell` ends with when the device went away. Source: adb, client/commandline.cpp."""
 
@@ -47,7 +48,8 @@ class AdbLink:
         """Copy one file here."""
         done = self._checked(("pull", remote, str(local)), timeout_s)
         if done.code:
-            raise DeviceError(f"{self.title}: {remote} cannot be read ({done.last_line()})")
+            said = done.last_line("the connection ended")
+            raise DeviceError(f"{self.title}: {remote} cannot be read ({said}){_HINT}")
 
     def close(self) -> None:
         """The adb server is the user's: it stays."""
@@ -58,15 +60,14 @@ class AdbLink:
             file.flush()
             done = self._checked(("push", file.name, remote), timeout_s)
         if done.code:
-            raise DeviceError(f"{self.title}: {remote} cannot be written ({done.last_line()})")
+            said = done.last_line("the connection ended")
+            raise DeviceError(f"{self.title}: {remote} cannot be written ({said}){_HINT}")
 
     def _checked(self, words: tuple[str, ...], timeout_s: float) -> Completed:
         done = run_process((*self._words, *words), self.title, timeout_s)
         if done.code == _CUT or (done.code and done.last_line().startswith(_LOST)):
-            raise DeviceLostError(
-                f"{self.title}: {done.last_line()}; is it listed by 'adb devices', and unlocked?",
-                done.err,
-            )
+            said = done.last_line("the connection ended")
+            raise DeviceLostError(f"{self.title}: {said}{_HINT}", done.err)
         return done
 
 

@@ -47,9 +47,9 @@ class SshLink:
         """Run a line of the device's shell. Raises: DeviceError when the connection fails."""
         done = run_process((*self._words, command), self.title, timeout_s, data)
         if done.code == _LOST:
+            said = done.last_line("the connection ended")
             raise DeviceLostError(
-                f"{self.title}: {done.last_line().rstrip('.')}; does '{self._plain} true' work?",
-                done.err,
+                f"{self.title}: {said}; does '{self._plain} true' work?", done.err
             )
         return done
 

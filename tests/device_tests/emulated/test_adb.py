@@ -8,15 +8,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from mllm_export.device_tests.device import Settings, open_device
+from mllm_export.device_tests.device import Link, Settings, open_device
 from mllm_export.device_tests.stand_ins.ports import breaking_wire
 from mllm_export.device_tests.visit import Visit
 from mllm_export.errors import DeviceError
 from mllm_export.progress import silent
-from tests.device_tests.emulated.conftest import ArmBuild, ask_until_cut
+from tests.device_tests.emulated.conftest import ArmBuild, cut_in_the_middle
 from tests.mllm_export.commands.conftest import Run, command
 
 __all__ = ["command"]
+
+pytestmark = pytest.mark.xdist_group("adb")
 
 
 @pytest.fixture
@@ -58,11 +60,10 @@ def test_a_pulled_cable_fails_clearly_and_goes_on(arm_bundle: ArmBuild, serial: 
 def test_a_cable_pulled_in_the_middle_of_a_job_says_what_was_done(
     arm_bundle: ArmBuild, serial: str
 ) -> None:
-    with breaking_wire(int(serial.partition(":")[2])) as wire:
-        broken = f"127.0.0.1:{wire.port}"
-        subprocess.run(["adb", "connect", broken], check=True, capture_output=True)
-        link = open_device(f"adb:{broken}", Settings(), silent)
-        with pytest.raises(DeviceError) as lost:
-            ask_until_cut(link, arm_bundle("int4"), wire)
-    assert "is it listed by 'adb devices', and unlocked?" in str(lost.value)
-    assert re.search(r"of the job it had done: \d+ of 60 questions answered\)", str(lost.value))
+    def reach(port: int) -> Link:
+        subprocess.run(["adb", "connect", f"127.0.0.1:{port}"], check=True, capture_output=True)
+        return open_device(f"adb:127.0.0.1:{port}", Settings(), silent)
+
+    said = cut_in_the_middle(int(serial.partition(":")[2]), arm_bundle("int4"), reach)
+    assert "is it listed by 'adb devices', and unlocked?" in said
+    assert re.search(r"of the job it had done: \d+ of 60 questions answered\)", said)

@@ -15,10 +15,12 @@ from mllm_export.device_tests.stand_ins.ssh import SshServer
 from mllm_export.device_tests.visit import Visit
 from mllm_export.errors import DeviceError
 from mllm_export.progress import silent
-from tests.device_tests.emulated.conftest import ArmBuild, ask_until_cut
+from tests.device_tests.emulated.conftest import ArmBuild, cut_in_the_middle
 from tests.mllm_export.commands.conftest import Run, command
 
 __all__ = ["command"]
+
+pytestmark = pytest.mark.xdist_group("ssh")
 
 
 @pytest.fixture
@@ -58,12 +60,14 @@ def test_a_cut_transfer_fails_clearly_and_goes_on(
 def test_a_board_lost_in_the_middle_of_a_job_says_what_was_done(
     arm_bundle: ArmBuild, board: str, server: SshServer
 ) -> None:
-    with breaking_wire(server.port) as wire:
-        link = open_device(f"ssh://root@127.0.0.1:{wire.port}", Settings(), silent)
-        with pytest.raises(DeviceError) as lost:
-            ask_until_cut(link, arm_bundle("int4"), wire)
-    assert f"does 'ssh -p {wire.port} root@127.0.0.1 true' work?" in str(lost.value)
-    assert re.search(r"of the job it had done: \d+ of 60 questions answered\)", str(lost.value))
+    assert board
+    said = cut_in_the_middle(
+        server.port,
+        arm_bundle("int4"),
+        lambda port: open_device(f"ssh://root@127.0.0.1:{port}", Settings(), silent),
+    )
+    assert re.search(r"does 'ssh -p \d+ root@127.0.0.1 true' work\?", said)
+    assert re.search(r"of the job it had done: \d+ of 60 questions answered\)", said)
 
 
 def test_a_stranger_is_told_that_the_key_is_wrong(
