@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
+from mllm_export.device_tests import costs
 from mllm_export.device_tests.cost import (
     Cost,
     Region,
@@ -15,9 +17,10 @@ from mllm_export.device_tests.cost import (
     recorded,
     write_record,
 )
+from mllm_export.device_tests.emulation.cpu import cpu_names, load_cpu
 from mllm_export.device_tests.roofline import estimate
 from mllm_export.errors import DeviceError
-from mllm_export.export.target import Rates
+from mllm_export.export.target import Rates, load_target, target_names
 
 REGION = Region(
     instructions=1_000_000,
@@ -102,3 +105,30 @@ def test_an_estimate_is_the_slowest_roof() -> None:
     assert estimate(COST, slow_loads, weights)["tower"].bound == "loads and stores"
     slow_simd = replace(rates, simd_per_cycle=0.1)
     assert estimate(COST, slow_simd, weights)["tower"].bound == "SIMD instructions"
+
+
+def shipped() -> list[str]:
+    return sorted(e.name[:-5] for e in files(costs).iterdir() if e.name.endswith(".json"))
+
+
+def test_the_reference_is_recorded_on_every_core() -> None:
+    found = {(one.recipe, one.cpu) for one in read_record(None, "linux-arm64").costs}
+    assert {("int8", f"qemu:{load_cpu(name).qemu}") for name in cpu_names()} <= found
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_shipped_record_is_of_its_target_and_its_core(name: str) -> None:
+    for cost in read_record(None, name).costs:
+        assert cost.target == name in target_names()
+        features = load_cpu(cost.cpu.removeprefix("qemu:")).features
+        assert set(load_target(name).cpu_features) <= set(features)
+        total = cost.regions["prefill"]
+        whole = cost.recipe != "f16"
+        assert bool(total.matrix_products) == (whole and "i8mm" in features)
+        assert bool(total.dot_products) == (whole and "asimddp" in features)
+        assert cost.regions["decode"].instructions < total.instructions / 20
+
+
+def test_a_target_that_ships_no_record_is_told() -> None:
+    with pytest.raises(DeviceError, match="no cost of target ios-arm64 is recorded; write it with"):
+        read_record(None, "ios-arm64")

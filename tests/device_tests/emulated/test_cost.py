@@ -15,6 +15,8 @@ from tests.mllm_export.commands.conftest import Run, command
 
 __all__ = ["command"]
 
+pytestmark = pytest.mark.xdist_group("cost")
+
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -48,6 +50,12 @@ def test_a_second_count_is_within_its_bounds(
     outcome = command("check", arm_bundle("int8").folder, *words)
     assert outcome.code == 0, outcome.err
     assert "counts, no time" in outcome.out
+
+
+def test_the_shipped_record_holds_on_this_machine(command: Run, arm_bundle: ArmBuild) -> None:
+    words = ("--device", "qemu:cortex-a76", "--cost")
+    outcome = command("check", arm_bundle("int8").folder, *words)
+    assert outcome.code == 0, outcome.err
 
 
 def test_a_cost_that_moved_fails_and_names_the_count(
