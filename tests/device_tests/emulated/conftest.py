@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 
 from mllm_export.bundle import Bundle, open_bundle
-from mllm_export.commands.opening import reference_evaluation
 from mllm_export.device_tests.device import Completed, Link
 from mllm_export.device_tests.emulation.cpu import load_cpu
 from mllm_export.device_tests.emulation.machine import TOOLS, set_up
@@ -50,15 +49,6 @@ def _path() -> str:
     return f"{os.environ.get('PATH', '')}:/usr/sbin"
 
 
-def few_questions(folder: Path) -> Path:
-    """Sixty of the reference's: what a bundle loses is measured elsewhere."""
-    whole = reference_evaluation()
-    file = Path(shutil.copytree(whole.parent, folder)) / whole.name
-    lines = whole.read_text(encoding="utf-8").splitlines()[:60]
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return file
-
-
 @pytest.fixture(scope="session")
 def arm_bundle(
     tmp_path_factory: pytest.TempPathFactory,
@@ -74,14 +64,8 @@ def arm_bundle(
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not out.exists():
                 words = ("build", "reference", "--target", "linux-arm64", "--recipe", recipe)
-                few = (
-                    "--evaluation",
-                    str(few_questions(folder / f"{recipe}-asked")),
-                    "-o",
-                    str(out),
-                )
                 subprocess.run(
-                    [sys.executable, "-m", "mllm_export", *words, *few],
+                    [sys.executable, "-m", "mllm_export", *words, "-o", str(out)],
                     check=True,
                     capture_output=True,
                 )
