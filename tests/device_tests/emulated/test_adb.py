@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 from collections.abc import Iterator
 
 import pytest
 
-from mllm_export.device_tests.device import Link, Settings, open_device
+from mllm_export.device_tests.device import Settings, open_device
 from mllm_export.device_tests.stand_ins.ports import breaking_wire
 from mllm_export.device_tests.visit import Visit
 from mllm_export.errors import DeviceError
 from mllm_export.progress import silent
-from tests.device_tests.emulated.conftest import ArmBuild, cut_in_the_middle
+from tests.device_tests.emulated.conftest import ArmBuild
 from tests.mllm_export.commands.conftest import Run, command
 
 __all__ = ["command"]
@@ -55,15 +54,3 @@ def test_a_pulled_cable_fails_clearly_and_goes_on(arm_bundle: ArmBuild, serial: 
     _, sent = again.push(bundle)
     assert sent.resumed_bytes >= 4 << 20
     assert again.push(bundle)[1].files == 0
-
-
-def test_a_cable_pulled_in_the_middle_of_a_job_says_what_was_done(
-    arm_bundle: ArmBuild, serial: str
-) -> None:
-    def reach(port: int) -> Link:
-        subprocess.run(["adb", "connect", f"127.0.0.1:{port}"], check=True, capture_output=True)
-        return open_device(f"adb:127.0.0.1:{port}", Settings(), silent)
-
-    said = cut_in_the_middle(int(serial.partition(":")[2]), arm_bundle("int4"), reach)
-    assert "is it listed by 'adb devices', and unlocked?" in said
-    assert re.search(r"of the job it had done: \d+ of 60 questions answered\)", said)
