@@ -56,6 +56,17 @@ def test_every_rung_says_against_what_on_how_many_and_why_that_limit(
             assert m.limit_from, f"{rung.name}: {m.name}"
 
 
+def test_errors_are_counted_in_noise_floors_only_where_that_is_judged(
+    reference_bundle: Build,
+) -> None:
+    name = "relative error over the noise floor"
+    assert measured(report_of(reference_bundle, "f16"), "tower", name) > 0
+    report = report_of(reference_bundle, "int8")
+    assert measured(report, "tower", f"float graph: {name}") > 0
+    with pytest.raises(ValueError, match="not enough values"):
+        measured(report, "tower", name)
+
+
 def test_the_float_recipe_is_as_close_as_promised(reference_bundle: Build) -> None:
     report = report_of(reference_bundle, "f16")
     assert measured(report, "tower", "worst-token cosine") >= 0.99999
