@@ -46,7 +46,6 @@ TOOLS = (
     "onnx",
     "onnxruntime",
     "coremltools",
-    "optimum-onnx",
     "gguf",
     "llama-cpp-python",
 )

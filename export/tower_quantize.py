@@ -24,7 +24,7 @@ from mllm_export.export.tower_half import store_half
 from mllm_export.export.tower_int8 import PRESETS, quantize_dynamic, quantize_static
 from mllm_export.export.tower_job import TowerJob
 from mllm_export.export.tower_pieces import PIECE_BYTES, Joined, piece_model, products, split
-from mllm_export.export.tower_ranges import Floats, Statistics, observe
+from mllm_export.export.tower_ranges import Floats, Statistics, observe, unseen
 from mllm_export.export.tower_smoothing import smooth
 from mllm_export.export.tower_steps import FUSED, QUANTIZED, SMOOTHED, StepMeter, TowerSteps
 from mllm_export.pixels import tiles_of
@@ -65,13 +65,14 @@ def quantize_tower(
         model = piece_model(source, piece)
         meter.begin(model, pictures[0])
         meter.count(run_passes(model))
-        meter.after(FUSED, model)
+        plain = meter.after(FUSED, model)
         if job.smoothing and job.observes:
             peaks = _observed(model, job, pictures, "minmax").peaks
             notes.update(smooth(model, _wanted(model, job, "int8"), peaks))
             meter.after(SMOOTHED, model)
-        seen = _observed(model, job, pictures, job.ranges)
-        made_piece = _quantize(model, job, seen, out_path.parent)
+        # Without calibration the step's own run is all that there is to see.
+        seen = _observed(model, job, pictures, job.ranges) if job.observes else unseen(plain)
+        made_piece = _quantize(model, job, seen)
         meter.after(QUANTIZED, made_piece)
         joined.add(made_piece)
         wanted = {name for later in pieces[at + 1 :] for name in later.inputs}
@@ -125,11 +126,11 @@ def _observed(
     pictures: Sequence[Mapping[str, Floats]],
     method: TowerRanges,
 ) -> Statistics:
-    wanted = products(model, _wanted(model, job, "int8")) if job.observes else []
+    wanted = products(model, _wanted(model, job, "int8"))
     return observe(model, [node.input[0] for node in wanted], pictures, method)
 
 
-def _quantize(model: ModelProto, job: TowerJob, seen: Statistics, folder: Path) -> ModelProto:
+def _quantize(model: ModelProto, job: TowerJob, seen: Statistics) -> ModelProto:
     stored = {entry.name for entry in model.graph.initializer}
     for scheme, names in _by_scheme(job.schemes, stored):
         wanted = [node.name for node in products(model, names)]
@@ -142,7 +143,7 @@ def _quantize(model: ModelProto, job: TowerJob, seen: Statistics, folder: Path) 
         elif scheme.static:
             model = quantize_static(model, wanted, job.preset, seen.ranges)
         else:
-            model = quantize_dynamic(model, wanted, job.preset, folder)
+            model = quantize_dynamic(model, wanted, job.preset)
     return model
 
 

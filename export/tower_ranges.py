@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from mllm_export.export.graph_weights import without_values
+from mllm_export.export.parts import Array
 from mllm_export.quantize.tower_recipe import TowerRanges
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ def observe(
 ) -> Statistics:
     """Run a float piece on every picture's values; one picture's own are in memory at a time."""
     names = list(dict.fromkeys(values))
-    session, entries, output = _session(model, names)
+    session, entries, output = _session(model, names, prepacked=True)
     collector = _collector(method)
     peaks: dict[str, Floats] = {}
     outputs: list[Floats] = []
@@ -60,31 +62,53 @@ def observe(
     return Statistics(peaks=peaks, ranges=collector.ranges(), outputs=outputs)
 
 
+def unseen(output: Floats) -> Statistics:
+    """Of a piece that gave `output` on the only picture, where nothing has to be known of it."""
+    return Statistics(peaks={}, ranges={}, outputs=[output])
+
+
 def run_piece(model: ModelProto, given: Mapping[str, Floats]) -> Floats:
     """The output of one piece, float or quantized, on one picture's values."""
-    session, entries, output = _session(model, ())
+    session, entries, output = _session(model, (), prepacked=False)
     made: Floats = session.run([output], {entry: given[entry] for entry in entries})[0]
     return made
 
 
-def _session(model: ModelProto, names: Sequence[str]) -> tuple[Any, list[str], str]:
+def _session(
+    model: ModelProto, names: Sequence[str], *, prepacked: bool
+) -> tuple[Any, list[str], str]:
+    """Packed copies of the weights take longer than one run, and move the last bit of a sum."""
     import onnxruntime
-    from onnx import ModelProto, TensorProto, helper
+    from onnx import TensorProto, helper
 
-    open_model = ModelProto()
-    open_model.CopyFrom(model)
+    light, values = without_values(model)
     entries, output = [port.name for port in model.graph.input], model.graph.output[0].name
-    open_model.graph.output.extend(
+    light.graph.output.extend(
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
         for name in names
         if name not in (*entries, output)
     )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if not prepacked:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    _lend(options, light, values)
     session = onnxruntime.InferenceSession(
-        open_model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        light.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     return session, entries, output
+
+
+def _lend(options: Any, light: ModelProto, values: Mapping[str, Array]) -> None:
+    """Give a session its weights beside the message, which would be written and read with them."""
+    from onnx import TensorProto
+    from onnxruntime import OrtValue
+
+    for entry in light.graph.initializer:
+        entry.data_location = TensorProto.EXTERNAL
+        entry.external_data.add(key="location", value="lent")
+    lent = [OrtValue.ortvalue_from_numpy(array) for array in values.values()]
+    options.add_external_initializers(list(values), lent)
 
 
 class _Extremes:

@@ -63,8 +63,8 @@ class StepMeter:
         for name, number in rewrites.items():
             self._rewrites[name] = self._rewrites.get(name, 0) + number
 
-    def after(self, step: str, piece: ModelProto) -> None:
-        """The piece behind a step, held against what it gave before.
+    def after(self, step: str, piece: ModelProto) -> Floats:
+        """The piece behind a step, held against what it gave before; returns what it gives.
 
         Raises: BuildError when a step that changes no value changed one.
         """
@@ -80,6 +80,7 @@ class StepMeter:
                 )
             self._before = made
         self._largest[step] = max(self._largest.get(step, 0.0), error)
+        return made
 
     def result(self) -> TowerSteps:
         """Of all pieces."""

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, numpy_helper
+from onnxruntime.quantization.quant_utils import quantize_data
+from optimum.onnxruntime import ORTQuantizer
+from optimum.onnxruntime.configuration import AutoQuantizationConfig
+from transformers import PretrainedConfig
 
 from mllm_export.errors import BuildError, TargetError
 from mllm_export.export import tower_pieces, tower_quantize
 from mllm_export.export.formats.onnx import write_tower
+from mllm_export.export.graph_pass import run_passes
 from mllm_export.export.onnx_stream import open_onnx
 from mllm_export.export.parts import ENCODERS, PROJECTORS
-from mllm_export.export.tower_int8 import PRESETS, quantized_nodes
+from mllm_export.export.tower_int8 import PRESETS, quantize_columns, quantized_nodes
 from mllm_export.export.tower_job import TowerJob
+from mllm_export.export.tower_pieces import products
 from mllm_export.export.tower_plan import plan_tower_tensors
 
 KINDS = ("ldpv2", "ldp")
@@ -75,6 +87,70 @@ def test_embeddings_stay_near_the_float_ones(floats, quantized, cosine, kind, pr
         ours = run(quantized[kind, preset], pixels)
         # Measured 0.99957 (ldpv2) and 0.99826 (ldp) at the worst token of four pictures.
         assert cosine(ours, original.embeddings(pixels)) > 0.997
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_optimum_writes_the_same_graph_and_the_same_values(floats, quantized, preset, tmp_path):
+    """Its presets, ONNX Runtime's own quantizer of columns, and the model whole."""
+    path = tmp_path / "tower.onnx"
+    fused = onnx.load(floats["ldpv2"][1])
+    run_passes(fused)
+    onnx.save(fused, path)
+    wanted = [n.name for n in products(fused, onnx_products(floats["ldpv2"][1]))]
+    config = getattr(AutoQuantizationConfig, preset)(
+        is_static=False,
+        per_channel=True,
+        nodes_to_quantize=wanted,
+        operators_to_quantize=["MatMul"],
+    )
+    ORTQuantizer(path, config=PretrainedConfig()).quantize(config, save_dir=tmp_path)
+    theirs = onnx.load(tmp_path / "tower_quantized.onnx")
+    ours = onnx.load(quantized["ldpv2", preset])
+    values = [
+        {i.name: numpy_helper.to_array(i).tobytes() for i in one.graph.initializer}
+        for one in (theirs, ours)
+    ]
+    assert values[0] == values[1]
+    nodes = [{n.SerializeToString() for n in one.graph.node} for one in (theirs, ours)]
+    assert nodes[0] == nodes[1]
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from mllm_export.export.tower_job import TowerJob
+from mllm_export.export.tower_quantize import quantize_tower
+float_path, out, schemes = sys.argv[1:]
+job = TowerJob(schemes=json.loads(schemes), preset="arm64")
+quantize_tower(Path(float_path), Path(out), job)
+loaded = {"torch", "transformers", "optimum"} & set(sys.modules)
+raise SystemExit(f"loaded {sorted(loaded)}" if loaded else 0)
+"""
+
+
+def test_quantizing_loads_no_torch(floats, tmp_path):
+    path = floats["ldpv2"][1]
+    schemes = json.dumps(dict.fromkeys(onnx_products(path), "w8a8"))
+    command = [sys.executable, "-c", SCRIPT, path, tmp_path / "tower.onnx", schemes]
+    subprocess.run(command, check=True)
+
+
+@given(
+    hnp.arrays(
+        np.float32,
+        hnp.array_shapes(min_dims=2, max_dims=2, max_side=40),
+        elements=st.floats(-1e4, 1e4, width=32) | st.sampled_from([0.0, -0.0, 1e-38, -1e-45]),
+    ),
+    st.booleans(),
+)
+@settings(max_examples=200, deadline=None)
+def test_columns_are_quantized_as_onnx_runtime_does_one_by_one(values, signed):
+    codes, zeros, scales = quantize_columns(values, signed=signed)
+    kind = TensorProto.INT8 if signed else TensorProto.UINT8
+    for at in range(values.shape[1]):
+        zero, scale, column = quantize_data(values[:, at], kind, symmetric=True)
+        assert (zero, scale.tobytes()) == (zeros[at], scales[at].tobytes())
+        np.testing.assert_array_equal(column, codes[:, at])
 
 
 @pytest.mark.parametrize(("kind", "linears"), [("ldpv2", 2), ("ldp", 2 + 2 * 3)])
