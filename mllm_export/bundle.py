@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from mllm_export.checkpoint import SourceFile
 from mllm_export.errors import BundleError
-from mllm_export.hashing import file_sha256
+from mllm_export.hashing import file_sha256, has_sha256
 from mllm_export.kv_cache import KvType
 from mllm_export.plan import Importance
 from mllm_export.records import from_plain, record, to_json
@@ -144,8 +145,13 @@ def describe_file(folder: Path, path: str, role: FileRole) -> BundleFile:
     )
 
 
-def check_file(folder: Path, file: BundleFile, verify: bool) -> None:
-    """Raises: BundleError for a file that is missing, changed, or leads out of the folder."""
+def check_file(
+    folder: Path, file: BundleFile, verify: bool, holds: Callable[[Path, str], bool] = has_sha256
+) -> None:
+    """`holds` says whether a file still has its hash.
+
+    Raises: BundleError for a file that is missing, changed, or leads out of the folder.
+    """
     pure = PurePosixPath(file.path)
     whole = folder / pure
     inside = not pure.is_absolute() and ".." not in pure.parts and "\\" not in file.path
@@ -159,7 +165,7 @@ def check_file(folder: Path, file: BundleFile, verify: bool) -> None:
             f"{folder}: file '{file.path}' has {size} bytes, bundle.json says {file.size_bytes}; "
             "copy the bundle again"
         )
-    if verify and file_sha256(whole) != file.sha256:
+    if verify and not holds(whole, file.sha256):
         raise BundleError(
             f"{folder}: file '{file.path}' was changed since the bundle was written "
             "(its SHA-256 differs); copy or build the bundle again"

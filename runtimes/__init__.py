@@ -24,8 +24,9 @@ def load(
     """Open a bundle for questions; close the session, or use it in a `with` statement.
 
     `threads` is every core this process may use unless given; `context_tokens` is the bundle's.
-    `verify` compares the SHA-256 of every file, before an engine reads it; `kv_type` is the
-    bundle's unless given.
+    `verify` compares the SHA-256 of every file that is opened, before an engine reads it; a file
+    that was compared on this machine since it started, and has not changed since, is not read
+    for it again, unless MLLM_VERIFY is `always`. `kv_type` is the bundle's unless given.
 
     Raises: BundleError, saying why, for a bundle that is incomplete, changed, or not for this
     runtime; EngineError when an engine refuses one of its files.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mllm_export import __version__
-from mllm_export.bundle import Bundle, check_file, open_bundle
+from mllm_export.bundle import Bundle, FileRole, check_file, open_bundle
 from mllm_export.catalog import Catalog
 from mllm_export.errors import BundleError, EngineError
 from mllm_export.kv_cache import KvType
@@ -23,6 +23,7 @@ from mllm_export.runtimes.engines import (
 )
 from mllm_export.runtimes.machine import architecture, cpu_features, usable_cores
 from mllm_export.runtimes.session import Session
+from mllm_export.verified import holds
 
 T = TypeVar("T")
 
@@ -95,12 +96,15 @@ def _open_both(
     Raises: what is wrong with a file before what an engine says of it.
     """
     with ThreadPoolExecutor(4) as pool:
-        checks = [pool.submit(_compare, bundle, verify, role) for role in ("decoder", "tower")]
+        checks = [
+            pool.submit(_compare, bundle, verify, "decoder"),
+            pool.submit(_compare, bundle, verify, "tower"),
+        ]
         decoder = pool.submit(open_decoder, checks[0])
         tower = pool.submit(open_tower, checks[1])
         wait([tower])
-        # No engine waits for the other files, and the decoder takes longer than the tower.
-        checks.append(pool.submit(_compare, bundle, verify, ""))
+        # No engine waits for the state, and the decoder takes longer than the tower.
+        checks.append(pool.submit(_compare, bundle, verify, "prefix"))
     done: list[Future[None] | Future[Tower] | Future[Decoder]] = [*checks, decoder, tower]
     failure = next((found for one in done if (found := one.exception())), None)
     if failure is None:
@@ -112,11 +116,11 @@ def _open_both(
     raise failure
 
 
-def _compare(bundle: Bundle, verify: bool, role: str) -> None:
-    """The hashes of one artifact, or with no role of all other files."""
+def _compare(bundle: Bundle, verify: bool, role: FileRole) -> None:
+    """The hashes of one artifact's files."""
     for file in bundle.manifest.files if verify else ():
-        if (file.role if file.role in ("decoder", "tower") else "") == role:
-            check_file(bundle.folder, file, verify)
+        if file.role == role:
+            check_file(bundle.folder, file, verify, holds)
 
 
 def is_small(decoder: Path) -> bool:

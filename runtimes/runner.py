@@ -20,6 +20,7 @@ from typing import TypeVar
 import numpy as np
 
 from mllm_export import __version__
+from mllm_export.bundle import check_file
 from mllm_export.errors import EngineError, MllmExportError
 from mllm_export.records import from_json, to_json
 from mllm_export.runtimes import load
@@ -131,6 +132,9 @@ def _force(session: Session, job: Job, bundle: Path) -> dict[str, Floats]:
     """Logits f32[rows, V] of each golden sample, on the original's embeddings."""
     if not job.forced:
         return {}
+    for file in session.manifest.files:
+        if file.path == _GOLDEN:
+            check_file(bundle, file, True)
     with np.load(bundle / _GOLDEN, allow_pickle=False) as golden:
         return {
             f"logits-{at}": session.logits(one.ids, [golden[f"embeds-{one.sample}"]])[-one.rows :]

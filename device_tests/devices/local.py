@@ -7,9 +7,9 @@ import shutil
 import sys
 from pathlib import Path
 
+from mllm_export.caches import cache_folder
 from mllm_export.device_tests.device import Completed, Counter, Settings
 from mllm_export.device_tests.devices._process import run_process
-from mllm_export.device_tests.emulation.cache import cache_folder
 from mllm_export.errors import DeviceError
 from mllm_export.progress import Progress
 

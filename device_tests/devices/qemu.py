@@ -7,9 +7,9 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from mllm_export.caches import cache_folder
 from mllm_export.device_tests.device import Completed, Settings
 from mllm_export.device_tests.devices.local import LocalLink
-from mllm_export.device_tests.emulation.cache import cache_folder
 from mllm_export.device_tests.emulation.counter import counter_library
 from mllm_export.device_tests.emulation.cpu import cpu_names, load_cpu
 from mllm_export.device_tests.emulation.machine import Machine, set_up

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -11,18 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from mllm_export.caches import cache_folder
 from mllm_export.errors import DeviceError
 
 _TAIL_LINES = 12
-
-
-def cache_folder() -> Path:
-    """`MLLM_EXPORT_CACHE`, or the user's cache folder. Source: XDG Base Directory, 0.8."""
-    named = os.environ.get("MLLM_EXPORT_CACHE")
-    if named:
-        return Path(named)
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(home) / "mllm-export"
 
 
 @contextmanager

@@ -9,7 +9,8 @@ import tarfile
 from importlib.metadata import version
 from pathlib import Path
 
-from mllm_export.device_tests.emulation.cache import cache_folder, entry, run_tool
+from mllm_export.caches import cache_folder
+from mllm_export.device_tests.emulation.cache import entry, run_tool
 from mllm_export.device_tests.emulation.cpu import Cpu
 
 _PACKAGE = "llama-cpp-python"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from mllm_export.device_tests.emulation.cache import cache_folder
+from mllm_export.caches import cache_folder
 from mllm_export.device_tests.emulation.machine import Machine
 from mllm_export.device_tests.stand_ins.binfmt import arm64_programs
 from mllm_export.records import record

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mllm_export import hashing, verified
+from mllm_export.bundle import open_bundle
 from mllm_export.errors import BundleError, EngineError, SpecError
 from mllm_export.runtimes import load
 from mllm_export.runtimes.engines import (
@@ -124,19 +128,12 @@ def test_load_refuses_a_changed_file_unless_told_not_to_look(bundle_copy: Path) 
     load(bundle_copy, threads=1, verify=False).close()
 
 
-@pytest.mark.parametrize("file", ["tower.onnx", "decoder.gguf", "notes.txt"])
+@pytest.mark.parametrize("file", ["tower.onnx", "decoder.gguf", "prefix.state"])
 def test_no_engine_reads_a_file_before_its_hash_was_compared(
     bundle_copy: Path, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A changed file is what is said, not what an engine makes of it; what was opened is closed."""
-    (bundle_copy / "notes.txt").write_text("as it was", encoding="utf-8")
-    edit(
-        bundle_copy,
-        lambda data: data["files"].append(
-            {"path": "notes.txt", "role": "text", "size_bytes": 9, "sha256": ""}
-        ),
-    )
-    rehash(bundle_copy)
+    add(bundle_copy, "prefix.state", "prefix")
     load(bundle_copy, threads=1).close()
     path = bundle_copy / file
     path.write_bytes(path.read_bytes()[:-1] + b"?")
@@ -150,6 +147,50 @@ def test_no_engine_reads_a_file_before_its_hash_was_compared(
         load(bundle_copy, threads=1)
     changed = file.split(".")[0]
     assert sorted(opened) == sorted(closed) == sorted({"tower", "decoder"} - {changed})
+
+
+def add(folder: Path, name: str, role: str) -> None:
+    """A file of that role, in the folder and in bundle.json."""
+    (folder / name).write_text("as it was", encoding="utf-8")
+    row = {"path": name, "role": role, "size_bytes": 9, "sha256": ""}
+    edit(folder, lambda data: data["files"].append(row))
+    rehash(folder)
+
+
+def test_a_file_that_load_does_not_open_is_left_to_check(bundle_copy: Path) -> None:
+    add(bundle_copy, "mmproj.gguf", "mmproj")
+    (bundle_copy / "mmproj.gguf").write_text("as it wa?", encoding="utf-8")
+    load(bundle_copy, threads=1).close()
+    with pytest.raises(BundleError, match=r"file 'mmproj\.gguf' was changed"):
+        open_bundle(bundle_copy)
+
+
+@pytest.mark.parametrize("file", ["tower.onnx", "decoder.gguf", "prefix.state"])
+def test_a_file_changed_behind_its_size_and_time_is_refused_though_it_was_remembered(
+    bundle_copy: Path, tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLLM_EXPORT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(verified, "_SETTLED_S", -1)
+    add(bundle_copy, "prefix.state", "prefix")
+    load(bundle_copy, threads=1).close()
+    path, hashed = bundle_copy / file, list[str]()
+
+    def has_sha256(path: Path, sha256: str) -> bool:
+        hashed.append(path.name)
+        return hashing.has_sha256(path, sha256)
+
+    monkeypatch.setattr(verified, "has_sha256", has_sha256)
+    load(bundle_copy, threads=1).close()
+    if (tmp_path / "cache").exists():  # else nothing is remembered on this file system
+        assert not hashed
+    before, data = path.stat(), bytearray(path.read_bytes())
+    data[-1] ^= 1
+    time.sleep(0.05)
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    with pytest.raises(BundleError, match=rf"file '{file}' was changed .*SHA-256 differs"):
+        load(bundle_copy, threads=1)
 
 
 def watch(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mllm_export.device_tests.emulation.cache import alone, cache_folder, entry
+from mllm_export.caches import cache_folder
+from mllm_export.device_tests.emulation.cache import alone, entry
 from mllm_export.errors import DeviceError
 
 
