@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from typing_extensions import dataclass_transform
+
+from mllm_export.plain import NotExactError, exact
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,6 +43,8 @@ def from_plain(cls: type[T], data: object, where: str, error: type[MllmExportErr
 
     Raises: `error`, naming `where`, the first key that is wrong, and why.
     """
+    with suppress(NotExactError):
+        return exact(cls, data)
     from pydantic import TypeAdapter, ValidationError
 
     try:
