@@ -28,10 +28,20 @@ from mllm_export.device_tests.pictures import scenes
 from mllm_export.errors import CheckError
 from mllm_export.export.child import run_in_child
 from mllm_export.progress import Progress, Step
-from mllm_export.side_by_side import DECODE, AtThreads, Bandwidth, Cell, Engine, SideBySide, Stage
+from mllm_export.side_by_side import (
+    DECODE,
+    FIRST,
+    SECOND,
+    AtThreads,
+    Bandwidth,
+    Cell,
+    Engine,
+    SideBySide,
+    Stage,
+)
 
 _QUESTIONS = ("What is in the picture?", "Which colour is it?")
-_PICTURES = 3
+PICTURES = 3
 """The first one warms up: what it takes counts as the cold start alone."""
 _SPARE_TOKENS = 16
 _CONTEXT_TOKENS = 1024
@@ -48,6 +58,7 @@ def side_by_side(
     rounds: int,
     tokens: int,
     progress: Progress,
+    pictures: int = PICTURES,
 ) -> SideBySide:
     """All rounds with each number of threads. Nothing else should run on the machine.
 
@@ -59,7 +70,7 @@ def side_by_side(
     manifest = bundle.manifest
     with tempfile.TemporaryDirectory(prefix="side-by-side.") as made:
         folder = Path(made)
-        asks = _asks(bundle, folder)
+        asks = _asks(bundle, folder, pictures)
         positions = len(asks[0].ids) - 1 + manifest.model.image_tokens
         errand = Errand(
             peer=OURS,
@@ -121,14 +132,14 @@ class _Rounds:
         )
 
 
-def _asks(bundle: Bundle, folder: Path) -> tuple[Ask, ...]:
+def _asks(bundle: Bundle, folder: Path, pictures: int) -> tuple[Ask, ...]:
     """Pictures as files, with the ids that the bundle's own tokenizer gives."""
     from mllm_export.runtimes import load
 
     with load(bundle.folder, threads=1, context_tokens=64, verify=False) as session:
         first, second = (tuple(session.encode(question)) for question in _QUESTIONS)
     asks: list[Ask] = []
-    for number, picture in enumerate(scenes(_PICTURES)):
+    for number, picture in enumerate(scenes(pictures)):
         path = folder / f"{number}.png"
         with picture.open() as opened:
             opened.convert("RGB").save(path)
@@ -162,6 +173,17 @@ def _warm(value: Callable[[Spent], float | None]) -> Value:
     return of
 
 
+def _first(value: Callable[[Spent], float | None]) -> Value:
+    """Of the first picture, which finds everything cold."""
+    return lambda outcome: value(outcome.spent[0])
+
+
+def _seen_ms(spent: Spent) -> float | None:
+    if spent.preprocess_ms is None or spent.tower_ms is None:
+        return None
+    return spent.preprocess_ms + spent.tower_ms
+
+
 def _cold(outcome: Outcome) -> float | None:
     first = outcome.spent[0].first_token_ms
     return None if first is None else outcome.load_ms + first
@@ -172,9 +194,11 @@ _STAGES: tuple[tuple[str, str, Value], ...] = (
     ("preprocess", "ms", _warm(lambda spent: spent.preprocess_ms)),
     ("tower", "ms", _warm(lambda spent: spent.tower_ms)),
     ("prefill", "ms", _warm(lambda spent: spent.prefill_ms)),
-    ("first token", "ms", _warm(lambda spent: spent.first_token_ms)),
+    (FIRST, "ms", _warm(lambda spent: spent.first_token_ms)),
     (DECODE, "ms", _warm(lambda spent: spent.decode_ms)),
-    ("second question", "ms", _warm(lambda spent: spent.second_ms)),
+    (SECOND, "ms", _warm(lambda spent: spent.second_ms)),
+    ("cold start: load, then picture", "ms", _first(_seen_ms)),
+    ("cold start: then prefill", "ms", _first(lambda spent: spent.prefill_ms)),
     ("cold start to first token", "ms", _cold),
     ("peak memory", "MiB", lambda outcome: outcome.peak_bytes / (1 << 20)),
 )

@@ -21,7 +21,7 @@ from mllm_export.bundle import (
     describe_file,
     write_manifest,
 )
-from mllm_export.checkpoint import Checkpoint, SourceFile
+from mllm_export.checkpoint import Checkpoint
 from mllm_export.errors import MllmExportError
 from mllm_export.export.artifact import ARTIFACTS, FLOAT_TOWER, Calibrated, Work
 from mllm_export.export.decoder_calibrated import FOLDS, IMATRIX
@@ -39,6 +39,7 @@ from mllm_export.export.target import Target
 from mllm_export.plan import ArtifactPlan, Plan
 from mllm_export.prefix import PREFIX
 from mllm_export.progress import Progress, silent
+from mllm_export.source_file import SourceFile
 
 TOOLS = (
     "torch",

@@ -9,12 +9,12 @@ from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 
-from mllm_export.checkpoint import SourceFile
 from mllm_export.errors import BuildError
 from mllm_export.export.artifact import Work
 from mllm_export.hashing import file_sha256
 from mllm_export.plan import ArtifactPlan
 from mllm_export.records import from_json, record, to_json
+from mllm_export.source_file import SourceFile
 
 FINISHED = ".finished"
 """Folder of records inside a bundle that grows; it goes before the bundle gets its manifest."""

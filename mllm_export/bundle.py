@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from mllm_export.checkpoint import SourceFile
 from mllm_export.errors import BundleError
 from mllm_export.hashing import file_sha256, has_sha256
 from mllm_export.kv_cache import KvType
 from mllm_export.plan import Importance
 from mllm_export.records import from_plain, record, to_json
+from mllm_export.source_file import SourceFile
 from mllm_export.spec import ModelSpec
 
 SCHEMA = 1

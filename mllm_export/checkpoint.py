@@ -11,6 +11,7 @@ from mllm_export.errors import CheckpointError
 from mllm_export.hashing import file_sha256
 from mllm_export.records import record
 from mllm_export.shards import Array, Shard, TensorInfo, open_shard
+from mllm_export.source_file import SourceFile
 
 TOWER_PREFIX = "tower:"
 """Stands before the names of tensors that come from the vision tower's own folder."""
@@ -32,15 +33,6 @@ _SINGLES = (
 
 _SIDE_FILES = {".json", ".model", ".txt"}
 """Configs and tokenizers: what stands beside the weights and the export may depend on."""
-
-
-@record
-class SourceFile:
-    """A file the export was made from; `path` is relative to the checkpoint's parent."""
-
-    path: str
-    size_bytes: int
-    sha256: str
 
 
 class Folder:

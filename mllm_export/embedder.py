@@ -7,10 +7,10 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from mllm_export.bundle import MANIFEST, BundleFile, FileRole, check_file
-from mllm_export.checkpoint import SourceFile
 from mllm_export.errors import BundleError, SpecError
 from mllm_export.plan import ArtifactPlan
 from mllm_export.records import from_plain, record
+from mllm_export.source_file import SourceFile
 from mllm_export.spec import EncoderSpec
 
 SCHEMA = 1

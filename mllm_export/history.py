@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from mllm_export.bundle import MANIFEST, Bundle
-from mllm_export.checkpoint import SourceFile
 from mllm_export.errors import CheckError
 from mllm_export.hashing import file_sha256
 from mllm_export.records import as_plain, from_json, record
 from mllm_export.report import Report
+from mllm_export.source_file import SourceFile
 
 
 @record

@@ -24,8 +24,9 @@ class NotExactError(Exception):
 
 def exact(kind: type[T], data: object) -> T:
     """Raises: NotExactError for what pydantic has to look at; what a record's own check raises."""
+    wanted: Any = kind  # mypy does not know that types can be hashed
     try:
-        return cast(T, _reader(kind)(data))
+        return cast(T, _reader(wanted)(data))
     # A record's own check: pydantic tells it with the key.
     except (ValueError, AssertionError, OverflowError) as failure:
         raise NotExactError from failure
@@ -49,7 +50,7 @@ def _reader(kind: Any) -> Reader:
     if origin in (Union, types.UnionType) and len(inner) == 2 and inner[1] is type(None):
         return _optional(_reader(inner[0]))
     if is_dataclass(kind):
-        return _record(cast("type[Any]", kind))
+        return _record(kind)
     raise NotExactError
 
 
@@ -110,7 +111,7 @@ def _optional(inner: Reader) -> Reader:
     return lambda data: None if data is None else inner(data)
 
 
-def _record(kind: type[Any]) -> Reader:
+def _record(kind: Any) -> Reader:
     def read(data: object) -> object:
         readers, needed = _parts(kind)
         if type(data) is not dict or not needed <= data.keys() <= readers.keys():

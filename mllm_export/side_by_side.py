@@ -5,6 +5,8 @@ from __future__ import annotations
 from mllm_export.records import record
 
 DECODE = "decode per token"
+FIRST = "first token"
+SECOND = "second question"
 FIRST_TOKEN = ("preprocess", "tower", "prefill")
 """Stages that the time to the first token is made of."""
 
@@ -63,6 +65,13 @@ class AtThreads:
     stages: tuple[Stage, ...]
     bandwidth: Bandwidth
 
+    @property
+    def second_over_first(self) -> float | None:
+        """Our time to the first token of a second question over that of the first."""
+        ours = {one.name: one.cells[0] for one in self.stages}
+        second, first = ours.get(SECOND), ours.get(FIRST)
+        return second.median / first.median if second and first else None
+
     def stage(self, name: str) -> Stage:
         """The row of that name."""
         return next(one for one in self.stages if one.name == name)
@@ -98,5 +107,6 @@ TOLD = (
     "Every engine runs in a process of its own, one after the other in each round; figures are "
     "medians over the rounds, ratios are ours over the engine's, taken within each round. Load "
     "counts from the start of the process; a first question finds nothing remembered but "
-    "what the bundle's own files hold; the second is about the same picture."
+    "what the bundle's own files hold, and that this machine compared their hashes before; the "
+    "second is about the same picture."
 )

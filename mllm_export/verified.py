@@ -14,7 +14,6 @@ import ctypes
 import os
 import stat
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -113,6 +112,8 @@ def _lines() -> list[str]:
 
 def _remember(line: str) -> None:
     """Add a line. One that another process adds at the same time may be lost: it costs a hash."""
+    import tempfile
+
     lines = [*_lines(), line][-_MOST_LINES:]
     folder = cache_folder()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TypeVar
+from threading import Event
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mllm_export import __version__
 from mllm_export.bundle import Bundle, FileRole, check_file, open_bundle
 from mllm_export.catalog import Catalog
 from mllm_export.errors import BundleError, EngineError
 from mllm_export.kv_cache import KvType
-from mllm_export.prefix import read_prefix
+from mllm_export.prefix import Prefix, read_prefix
+from mllm_export.runtimes.embedding_cache import EmbeddingCache
 from mllm_export.runtimes.engines import (
     DECODER_ENGINES,
     VISION_ENGINES,
@@ -22,10 +25,15 @@ from mllm_export.runtimes.engines import (
     Tower,
 )
 from mllm_export.runtimes.machine import architecture, cpu_features, usable_cores
-from mllm_export.runtimes.session import Session
 from mllm_export.verified import holds
 
+if TYPE_CHECKING:
+    from mllm_export.runtimes.preprocess import Picture
+    from mllm_export.runtimes.session import Session
+
 T = TypeVar("T")
+
+_SESSION = "mllm_export.runtimes.session"
 
 _SMALL_BYTES = 32 << 20
 """Measured: a 2 MB decoder answered in 0.02 s with one thread beside other work, in 0.8 s with
@@ -38,6 +46,7 @@ def open_session(
     context_tokens: int | None,
     verify: bool,
     kv_type: KvType | None = None,
+    pictures: Sequence[Picture] = (),
 ) -> Session:
     """See `mllm_export.runtimes.load`."""
     bundle = open_bundle(Path(folder), verify=False)
@@ -52,31 +61,62 @@ def open_session(
     alone = threads is None and is_small(decoder_path)
     kv = kv_type or manifest.kv_type
 
+    # The decoder takes longest to open, so that its engine's import comes before all others.
+    imported = Event()
+
     def open_tower(ready: Future[None]) -> Tower:
+        imported.wait()
         engine = _engine(VISION_ENGINES, manifest.vision_engine, bundle)
         ready.result()
         return engine.open(tower_path, spec, cores)
 
     def open_decoder(ready: Future[None]) -> Decoder:
-        engine = _engine(DECODER_ENGINES, manifest.decoder_engine, bundle)
+        try:
+            engine = _engine(DECODER_ENGINES, manifest.decoder_engine, bundle)
+        finally:
+            imported.set()
         ready.result()
         return engine.open(decoder_path, spec, context, 1 if alone else cores, kv)
 
-    tower, decoder = _open_both(bundle, verify, open_tower, open_decoder)
-    if bundle.find("prefix") is not None and isinstance(decoder, KeepsBeginning):
-        begin(bundle, decoder, kv)
-    return Session(bundle, tower, decoder)
+    def use_tower(tower: Future[Tower]) -> tuple[Kept | None, EmbeddingCache]:
+        imported.wait()
+        from mllm_export.runtimes.preprocess import preprocess_inputs
+
+        importlib.import_module(_SESSION)
+        beginning, embeddings = kept(bundle), EmbeddingCache()
+        for picture in pictures[: embeddings.entries]:
+            pixels = preprocess_inputs(picture, spec.vision.image_inputs)
+            embeddings.get(pixels, tower.result().embed)
+        return beginning, embeddings
+
+    opened = _open_all(bundle, verify, open_tower, open_decoder, use_tower)
+    tower, decoder, (beginning, embeddings) = opened
+    if beginning is not None and isinstance(decoder, KeepsBeginning):
+        begin(bundle, decoder, kv, beginning)
+    from mllm_export.runtimes.session import Session
+
+    return Session(bundle, tower, decoder, embeddings)
 
 
-def begin(bundle: Bundle, decoder: KeepsBeginning, kv: KvType) -> bool:
+Kept = tuple[Prefix, bytes]
+"""The bundle's state, and what it can go on from."""
+
+
+def kept(bundle: Bundle) -> Kept | None:
+    """None where a bundle has no state, or one that was changed."""
+    path = bundle.find("prefix")
+    try:
+        return None if path is None else read_prefix(path)
+    except BundleError:
+        return None
+
+
+def begin(bundle: Bundle, decoder: KeepsBeginning, kv: KvType, beginning: Kept) -> bool:
     """Have the decoder begin with the bundle's state; False where that is not for this one.
 
     Any other decoder, engine, CPU or KV type would have computed other bits.
     """
-    try:
-        prefix, state = read_prefix(bundle.path("prefix"))
-    except BundleError:
-        return False
+    prefix, state = beginning
     (file,) = (file for file in bundle.manifest.files if file.role == "decoder")
     found = (file.sha256, decoder.arithmetic, kv)
     if found != (prefix.decoder_sha256, prefix.arithmetic, prefix.kv_type):
@@ -85,30 +125,32 @@ def begin(bundle: Bundle, decoder: KeepsBeginning, kv: KvType) -> bool:
     return True
 
 
-def _open_both(
+def _open_all(
     bundle: Bundle,
     verify: bool,
     open_tower: Callable[[Future[None]], Tower],
     open_decoder: Callable[[Future[None]], Decoder],
-) -> tuple[Tower, Decoder]:
+    use_tower: Callable[[Future[Tower]], T],
+) -> tuple[Tower, Decoder, T]:
     """Both at once, for each takes one core; neither reads a file before its hash was compared.
 
     Raises: what is wrong with a file before what an engine says of it.
     """
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(5) as pool:
         checks = [
             pool.submit(_compare, bundle, verify, "decoder"),
             pool.submit(_compare, bundle, verify, "tower"),
         ]
         decoder = pool.submit(open_decoder, checks[0])
         tower = pool.submit(open_tower, checks[1])
+        used = pool.submit(use_tower, tower)
         wait([tower])
         # No engine waits for the state, and the decoder takes longer than the tower.
         checks.append(pool.submit(_compare, bundle, verify, "prefix"))
-    done: list[Future[None] | Future[Tower] | Future[Decoder]] = [*checks, decoder, tower]
+    done: list[Future[Any]] = [*checks, decoder, tower, used]
     failure = next((found for one in done if (found := one.exception())), None)
     if failure is None:
-        return tower.result(), decoder.result()
+        return tower.result(), decoder.result(), used.result()
     if decoder.exception() is None:
         decoder.result().close()
     if tower.exception() is None:

@@ -42,6 +42,9 @@ def bench(
         ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=2)] = 24,
+    pictures: Annotated[
+        int, typer.Option(help="With --peers: pictures a round, the first warms up.", min=2)
+    ] = 3,
     threads: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -81,7 +84,7 @@ def bench(
     beside = Beside.asked(peers, checkpoint, language_model, mmproj, report)
     if beside is not None:
         beside.require_here(place)
-        bench_beside(bundle, beside, counts, repeats or ROUNDS, max_tokens, as_json)
+        bench_beside(bundle, beside, counts, repeats or ROUNDS, max_tokens, pictures, as_json)
         return
     if counts is not None and len(counts) > 1:
         raise DeviceError(f"--threads {threads}: several counts need --peers")

@@ -80,6 +80,7 @@ def bench_beside(
     threads: list[int] | None,
     rounds: int,
     tokens: int,
+    pictures: int,
     as_json: bool,
 ) -> None:
     """Run all in turn, show the table, write the page.
@@ -108,6 +109,7 @@ def bench_beside(
             threads=threads or [usable_cores()],
             rounds=rounds,
             tokens=tokens,
+            pictures=pictures,
             progress=progress,
         )
     if as_json:
@@ -128,14 +130,14 @@ def _checkpoint(name: str | None) -> Path | None:
 
 
 def _show(found: SideBySide) -> None:
-    from mllm_export.reports.side_by_side import bandwidth_text
+    from mllm_export.reports.side_by_side import run_text
     from mllm_export.side_by_side import TOLD
     from mllm_export.terminal import stdout
 
     console = stdout()
     for run in found.runs:
         console.print(_table(found, run))
-        console.print(bandwidth_text(run.bandwidth), markup=False)
+        console.print(run_text(run), markup=False)
     console.print(
         f"{found.machine}; {found.rounds} rounds, a prompt of {found.prompt_positions} positions, "
         f"{found.tokens} tokens after the first. {TOLD}",

@@ -23,7 +23,7 @@ def to_markdown(found: SideBySide) -> str:
             f"| {one.name}, {one.unit} | " + " | ".join(map(cell_text, one.cells)) + " |"
             for one in run.stages
         ]
-        lines += ["", escaped(bandwidth_text(run.bandwidth))]
+        lines += ["", escaped(run_text(run))]
     return "\n".join(lines) + "\n"
 
 
@@ -35,8 +35,14 @@ def cell_text(cell: Cell | None) -> str:
     return f"{number(cell.median)}{ratio}"
 
 
-def bandwidth_text(found: Bandwidth) -> str:
-    """What decoding takes from memory, as a sentence."""
+def run_text(run: AtThreads) -> str:
+    """What the table does not say: decoding beside memory, the second question beside the first."""
+    share = run.second_over_first
+    second = "" if share is None else f" The second question takes {share:.3f} of the first's time."
+    return f"{_bandwidth_text(run.bandwidth)}{second}"
+
+
+def _bandwidth_text(found: Bandwidth) -> str:
     return (
         f"Decoding reads {size_text(found.token_bytes)} a token, {found.decode_gb_s:.1f} GB/s: "
         f"{found.of_copy:.0%} of what a copy moves ({found.copy_gb_s:.1f} GB/s, read and written), "
@@ -85,7 +91,7 @@ def _section(found: SideBySide, run: AtThreads) -> Markup:
         stacked(names, run),
         element("h3", "Decoding, per token"),
         bars(names, run.stage(DECODE)),
-        element("p", bandwidth_text(run.bandwidth), class_="soft"),
+        element("p", run_text(run), class_="soft"),
         _table(names, run),
     )
 

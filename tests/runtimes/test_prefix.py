@@ -17,7 +17,7 @@ from mllm_export.prefix import PREFIX, Prefix, read_prefix, write_prefix
 from mllm_export.progress import silent
 from mllm_export.runtimes import load
 from mllm_export.runtimes.decoder.llama_cpp import ENGINE, LlamaCppDecoder
-from mllm_export.runtimes.opening import begin
+from mllm_export.runtimes.opening import kept
 from mllm_export.runtimes.session import Session
 from mllm_export.spec import IMAGE_ID, ModelSpec
 
@@ -129,10 +129,9 @@ def test_a_state_that_does_not_fit_is_not_used(
 def test_a_file_of_another_form_is_not_used(bundle_copy: Path, data: bytes) -> None:
     (with_prefix(bundle_copy) / PREFIX).write_bytes(data)
     named(bundle_copy)
-    bundle = open_bundle(bundle_copy)
-    decoder = ENGINE.open(bundle.path("decoder"), bundle.manifest.model, 256, 1)
-    assert not begin(bundle, decoder, "f16")
-    decoder.close()
+    assert kept(open_bundle(bundle_copy)) is None
+    with load(bundle_copy, threads=1) as session:
+        assert next(session.generate([1, 5])).reused_positions == 0
 
 
 def test_another_kv_type_asked_for_is_not_begun_with(
