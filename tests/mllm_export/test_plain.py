@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -60,6 +60,8 @@ DATA: dict[str, Any] = {
     "like": {"role": "decoder", "name": "", "ratio": 0.5, "ready": False, "size": [0, 0, 0]}
     | {"best": None},
 }
+
+PYDANTIC = TypeAdapter(Whole)
 
 SCALARS = (
     st.none()
@@ -113,10 +115,11 @@ def outcome(read: Any, data: Any) -> str:
         return "refused"
 
 
+@settings(deadline=None, max_examples=300)
 @given(st.sampled_from(places(DATA)), st.sampled_from(["set", "drop", "add"]), VALUES)
 def test_what_is_read_is_what_pydantic_reads(path: Any, how: str, value: Any) -> None:
     data = changed(path, how, value)
-    wanted = outcome(TypeAdapter(Whole).validate_python, data)
+    wanted = outcome(PYDANTIC.validate_python, data)
     assert outcome(lambda it: from_plain(Whole, it, "here", BundleError), data) == wanted
     with suppress(NotExactError):
         assert outcome(lambda it: exact(Whole, it), data) == wanted
@@ -124,7 +127,7 @@ def test_what_is_read_is_what_pydantic_reads(path: Any, how: str, value: Any) ->
 
 def test_what_is_exactly_right_is_read_without_pydantic() -> None:
     found = exact(Whole, json.loads(json.dumps(DATA)))
-    assert found == TypeAdapter(Whole).validate_python(DATA)
+    assert found == PYDANTIC.validate_python(DATA)
     assert found.inner == (Inner(low=1), Inner(low=2))
     assert found.like is not None
     assert found.like.role == "decoder"
