@@ -139,7 +139,6 @@ def open_subject(bundle: Bundle) -> Subject:
     works: together they would need the memory of both models twice.
     """
     from mllm_export.device_tests.tower_file import TOWER_FILES
-    from mllm_export.runtimes.embedding_cache import EmbeddingCache
     from mllm_export.runtimes.engines import DECODER_ENGINES
     from mllm_export.runtimes.machine import usable_cores
     from mllm_export.runtimes.opening import is_small
@@ -162,9 +161,7 @@ def open_subject(bundle: Bundle) -> Subject:
     sizes = (f.size_bytes for f in manifest.files if f.role in ("tower", "decoder"))
     if sum(sizes) < _LARGE_BYTES:
         seen = SeenDecoder(open_decoder())
-        return Subject(Session(bundle, open_tower(), seen, EmbeddingCache()), decoder=seen)
+        return Subject(Session(bundle, open_tower(), seen), decoder=seen)
     part = OnePart()
     seen = SeenDecoder(PartDecoder(part, open_decoder, context))
-    return Subject(
-        Session(bundle, PartTower(part, open_tower), seen, EmbeddingCache()), part.close, seen
-    )
+    return Subject(Session(bundle, PartTower(part, open_tower), seen), part.close, seen)

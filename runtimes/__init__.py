@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from mllm_export.kv_cache import KvType
-    from mllm_export.runtimes.preprocess import Picture
     from mllm_export.runtimes.session import Session
 
 __all__ = ["load"]
@@ -22,7 +20,6 @@ def load(
     context_tokens: int | None = None,
     verify: bool = True,
     kv_type: KvType | None = None,
-    pictures: Sequence[Picture] = (),
 ) -> Session:
     """Open a bundle for questions; close the session, or use it in a `with` statement.
 
@@ -30,13 +27,11 @@ def load(
     `verify` compares the SHA-256 of every file that is opened, before an engine reads it; a file
     that was compared on this machine since it started, and has not changed since, is not read
     for it again, unless MLLM_VERIFY is `always`. `kv_type` is the bundle's unless given.
-    `pictures` go through the tower as soon as it is open, while the decoder still opens: the
-    first question about them finds their embeddings.
 
     Raises: BundleError, saying why, for a bundle that is incomplete, changed, or not for this
-    runtime; EngineError when an engine refuses one of its files; ImageError for a picture.
+    runtime; EngineError when an engine refuses one of its files.
     """
     # The engines cost a third of a second to import, so naming `load` does not import them.
     from mllm_export.runtimes.opening import open_session
 
-    return open_session(folder, threads, context_tokens, verify, kv_type, pictures)
+    return open_session(folder, threads, context_tokens, verify, kv_type)

@@ -14,7 +14,7 @@ class EmbeddingCache:
 
     def __init__(self, entries: int = 8) -> None:
         """The image that was not asked for the longest goes first."""
-        self.entries = entries
+        self._entries = entries
         self._kept: OrderedDict[bytes, Floats] = OrderedDict()
 
     def get(self, pixels: Floats, compute: Callable[[Floats], Floats]) -> Floats:
@@ -24,7 +24,7 @@ class EmbeddingCache:
             embeddings = compute(pixels)
             embeddings.setflags(write=False)
             self._kept[key] = embeddings
-            while len(self._kept) > self.entries:
+            while len(self._kept) > self._entries:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         return self._kept[key]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from threading import Event
@@ -16,7 +16,6 @@ from mllm_export.catalog import Catalog
 from mllm_export.errors import BundleError, EngineError
 from mllm_export.kv_cache import KvType
 from mllm_export.prefix import Prefix, read_prefix
-from mllm_export.runtimes.embedding_cache import EmbeddingCache
 from mllm_export.runtimes.engines import (
     DECODER_ENGINES,
     VISION_ENGINES,
@@ -28,7 +27,6 @@ from mllm_export.runtimes.machine import architecture, cpu_features, usable_core
 from mllm_export.verified import holds
 
 if TYPE_CHECKING:
-    from mllm_export.runtimes.preprocess import Picture
     from mllm_export.runtimes.session import Session
 
 T = TypeVar("T")
@@ -46,7 +44,6 @@ def open_session(
     context_tokens: int | None,
     verify: bool,
     kv_type: KvType | None = None,
-    pictures: Sequence[Picture] = (),
 ) -> Session:
     """See `mllm_export.runtimes.load`."""
     bundle = open_bundle(Path(folder), verify=False)
@@ -78,24 +75,17 @@ def open_session(
         ready.result()
         return engine.open(decoder_path, spec, context, 1 if alone else cores, kv)
 
-    def use_tower(tower: Future[Tower]) -> tuple[Kept | None, EmbeddingCache]:
+    def meanwhile() -> Kept | None:
         imported.wait()
-        from mllm_export.runtimes.preprocess import preprocess_inputs
-
         importlib.import_module(_SESSION)
-        beginning, embeddings = kept(bundle), EmbeddingCache()
-        for picture in pictures[: embeddings.entries]:
-            pixels = preprocess_inputs(picture, spec.vision.image_inputs)
-            embeddings.get(pixels, tower.result().embed)
-        return beginning, embeddings
+        return kept(bundle)
 
-    opened = _open_all(bundle, verify, open_tower, open_decoder, use_tower)
-    tower, decoder, (beginning, embeddings) = opened
+    tower, decoder, beginning = _open_all(bundle, verify, open_tower, open_decoder, meanwhile)
     if beginning is not None and isinstance(decoder, KeepsBeginning):
         begin(bundle, decoder, kv, beginning)
     from mllm_export.runtimes.session import Session
 
-    return Session(bundle, tower, decoder, embeddings)
+    return Session(bundle, tower, decoder)
 
 
 Kept = tuple[Prefix, bytes]
@@ -130,7 +120,7 @@ def _open_all(
     verify: bool,
     open_tower: Callable[[Future[None]], Tower],
     open_decoder: Callable[[Future[None]], Decoder],
-    use_tower: Callable[[Future[Tower]], T],
+    meanwhile: Callable[[], T],
 ) -> tuple[Tower, Decoder, T]:
     """Both at once, for each takes one core; neither reads a file before its hash was compared.
 
@@ -143,14 +133,14 @@ def _open_all(
         ]
         decoder = pool.submit(open_decoder, checks[0])
         tower = pool.submit(open_tower, checks[1])
-        used = pool.submit(use_tower, tower)
+        rest = pool.submit(meanwhile)
         wait([tower])
         # No engine waits for the state, and the decoder takes longer than the tower.
         checks.append(pool.submit(_compare, bundle, verify, "prefix"))
-    done: list[Future[Any]] = [*checks, decoder, tower, used]
+    done: list[Future[Any]] = [*checks, decoder, tower, rest]
     failure = next((found for one in done if (found := one.exception())), None)
     if failure is None:
-        return tower.result(), decoder.result(), used.result()
+        return tower.result(), decoder.result(), rest.result()
     if decoder.exception() is None:
         decoder.result().close()
     if tower.exception() is None:

@@ -30,15 +30,13 @@ Images = ImageInput | Sequence[ImageInput]
 class Session:
     """An opened bundle. Not for several threads at once, and one streamed answer at a time."""
 
-    def __init__(
-        self, bundle: Bundle, tower: Tower, decoder: Decoder, embeddings: EmbeddingCache
-    ) -> None:
+    def __init__(self, bundle: Bundle, tower: Tower, decoder: Decoder) -> None:
         """Use `mllm_export.runtimes.load`."""
         self.manifest = bundle.manifest
         self.spec = bundle.manifest.model
         self._tower = tower
         self._decoder = decoder
-        self._embeddings = embeddings
+        self._embeddings = EmbeddingCache()
         self._turn = 0
 
     @property

@@ -21,11 +21,8 @@ _NO_ID = -1
 class Ours:
     """A session that answers to the last token asked for."""
 
-    def __init__(self, session: Session, embedded: bool = False) -> None:
-        """Nothing runs yet; the session's stop rules are lifted, since peers have none.
-
-        `embedded` says that the first picture went through the tower while it was opened.
-        """
+    def __init__(self, session: Session) -> None:
+        """Nothing runs yet; the session's stop rules are lifted, since peers have none."""
         spec = session.spec
         session.spec = replace(
             spec,
@@ -33,13 +30,10 @@ class Ours:
             tokenizer=replace(spec.tokenizer, eos_id=_NO_ID),
         )
         self._session = session
-        self._embedded = embedded
 
     def answer(self, ask: Ask, tokens: int) -> Spent:
         """See `Opened`. By the clock of who asks: sampling and text are within."""
-        if not self._embedded:
-            self._session.forget()
-        self._embedded = False
+        self._session.forget()
         steps, times = self._steps(ask.ids, ask.picture, tokens + 1)
         _, second = self._steps(ask.second_ids, ask.picture, 1)
         first = steps[0]

@@ -47,7 +47,7 @@ def run(
         return
     if prompt is None:
         raise typer.BadParameter("give the question", param_hint="--prompt")
-    with load(bundle, threads=threads, pictures=image or []) as session:
+    with load(bundle, threads=threads) as session:
         if session.manifest.checked == "unchecked":
             print_note(f"{bundle} was never checked against the original (built with --no-check)")
         _answer(session, prompt, image or [], max_tokens, temperature, seed, as_json)

@@ -33,7 +33,6 @@ from mllm_export.export.random_checkpoint import write_random_checkpoint
 from mllm_export.progress import Step, silent
 from mllm_export.reports.side_by_side import run_text
 from mllm_export.runtimes import load
-from mllm_export.runtimes.vision.onnx import OnnxTower
 from mllm_export.side_by_side import DECODE
 from tests.conftest import Build
 
@@ -176,34 +175,6 @@ def test_ours_remembers_nothing_of_an_earlier_ask_and_never_stops(
     assert steps == [21, 1, 21, 1]
 
 
-def test_ours_told_of_a_picture_embeds_it_once_as_it_loads(
-    asked: tuple[Path, Ask], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, ask = asked
-    embedded: list[int] = []
-    embed = OnnxTower.embed
-
-    def watched(self: OnnxTower, pixels: np.ndarray) -> np.ndarray:
-        embedded.append(len(pixels))
-        return embed(self, pixels)
-
-    monkeypatch.setattr(OnnxTower, "embed", watched)
-    sent = Errand(
-        peer="ours_ahead",
-        files=Files(bundle=folder),
-        threads=1,
-        tokens=2,
-        context_tokens=512,
-        asks=(ask, ask),
-    )
-    with PEERS["ours_ahead"].open(sent) as peer:
-        assert embedded == [1]
-        peer.answer(ask, 2)
-        assert embedded == [1]
-        peer.answer(ask, 2)
-        assert embedded == [1, 1], "from the second on, nothing is remembered"
-
-
 def test_a_process_that_dies_is_a_sentence_with_the_peers_name(
     asked: tuple[Path, Ask], tmp_path: Path
 ) -> None:
@@ -224,7 +195,7 @@ def test_a_process_that_dies_is_a_sentence_with_the_peers_name(
 
 def test_all_that_run_here_are_set_beside_ours(reference_bundle: Build) -> None:
     bundle = reference_bundle("int4")
-    names, told = named_peers("llama_bench,ours_ahead,torch_float32"), list[Step]()
+    names, told = named_peers("llama_bench,torch_float32"), list[Step]()
     with gathered(bundle, names, reference_folder(), None, None) as files:
         found = side_by_side(
             bundle, names, files, threads=[1], rounds=1, tokens=4, progress=told.append
@@ -234,12 +205,12 @@ def test_all_that_run_here_are_set_beside_ours(reference_bundle: Build) -> None:
     for stage in run.stages:
         has = [cell is not None for cell in stage.cells]
         without_picture = stage.name in WITHOUT_PICTURE
-        assert has == [True, without_picture, True, True], stage.name
+        assert has == [True, without_picture, True], stage.name
         assert all(cell.median > 0 for cell in stage.cells if cell)
     assert 0 < run.bandwidth.of_copy < 20
     assert run.bandwidth.token_bytes == token_bytes(bundle, found.prompt_positions + 2)
     assert found.prompt_positions > 144
-    assert (told[-1].done, told[-1].total) == (4, 4)
+    assert (told[-1].done, told[-1].total) == (3, 3)
     assert not Path(str(files.language_model)).exists(), "the copy of the decoder is gone"
 
 

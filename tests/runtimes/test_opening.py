@@ -9,13 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from mllm_export import hashing, verified
 from mllm_export.bundle import open_bundle
-from mllm_export.errors import BundleError, EngineError, ImageError, SpecError
+from mllm_export.errors import BundleError, EngineError, SpecError
 from mllm_export.runtimes import load
 from mllm_export.runtimes.engines import (
     DECODER_ENGINES,
@@ -24,7 +22,6 @@ from mllm_export.runtimes.engines import (
     VisionEngine,
 )
 from mllm_export.runtimes.machine import architecture, cpu_features, usable_cores
-from mllm_export.runtimes.vision.onnx import OnnxTower
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -260,39 +257,6 @@ def test_load_refuses_a_context_the_model_was_not_made_for(bundle: Path, context
 def test_load_refuses_no_threads(bundle: Path) -> None:
     with pytest.raises(EngineError, match="threads is 0"):
         load(bundle, threads=0)
-
-
-def test_a_picture_told_ahead_is_embedded_once(
-    bundle: Path, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with load(bundle, threads=1) as session:
-        ids = [step.token_id for step in session.generate("what is it?", picture, max_tokens=4)]
-        wanted = session.embed(picture)
-    seen: list[int] = []
-    embed = OnnxTower.embed
-
-    def watched(self: OnnxTower, pixels: np.ndarray) -> np.ndarray:
-        seen.append(len(pixels))
-        return embed(self, pixels)
-
-    monkeypatch.setattr(OnnxTower, "embed", watched)
-    with load(bundle, threads=1, pictures=[picture]) as session:
-        found = [step.token_id for step in session.generate("what is it?", picture, max_tokens=4)]
-        np.testing.assert_array_equal(session.embed(picture), wanted)
-        assert (found, seen) == (ids, [1])
-    with load(bundle, threads=1, pictures=[picture.rotate(30 * turn) for turn in range(10)]):
-        assert len(seen) == 1 + 8, "no more than are remembered"
-
-
-def test_a_picture_told_ahead_that_is_none_closes_what_was_opened(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened, closed = list[str](), list[str]()
-    watch(monkeypatch, VISION_ENGINES["onnx"], "tower", opened, closed)
-    watch(monkeypatch, DECODER_ENGINES["llama_cpp"], "decoder", opened, closed)
-    with pytest.raises(ImageError, match=r"none\.png is missing"):
-        load(bundle, threads=1, pictures=[Path("none.png")])
-    assert sorted(opened) == sorted(closed) == ["decoder", "tower"]
 
 
 def test_load_takes_the_context_asked_for(bundle: Path) -> None:
