@@ -42,7 +42,7 @@ def write_random_checkpoint(
     Returns the checkpoint's folder. The same arguments give the same tensors.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    parts = _write_configs(folder, model)
+    parts = write_configs(folder, model)
     shapes = published_shapes(folder)
     for number, (prefix, part) in enumerate(parts.items(), 1):
         own = {n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)}
@@ -56,7 +56,7 @@ def write_random_checkpoint(
     return folder
 
 
-def _write_configs(folder: Path, model: TinyModel) -> dict[str, Path]:
+def write_configs(folder: Path, model: TinyModel) -> dict[str, Path]:
     """Every folder with all but its weights; returns those of parts by their tensors' prefix."""
     parts: dict[str, Path] = {}
     if model.tower_config:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mllm_export.bundle import Bundle
     from mllm_export.commands.calibrating import Calibration
     from mllm_export.commands.opening import Job
+    from mllm_export.export.pace import Forecast
     from mllm_export.progress import Progress
     from mllm_export.report import Report
 
@@ -76,11 +77,11 @@ def build(
         with ProgressBars() as progress:
             job = keep_floor(job, mmproj, given, progress)
     given.tell_unused(job, has_budget=memory_budget is not None)
-    _forecast(job)
+    expected = _forecast(job, no_check)
     with ProgressBars() as progress:
         report = build_bundle(job, out, evaluation, no_check, progress, given)
     _tell(out, report, as_json)
-    _figures(time.monotonic() - started)
+    _figures(time.monotonic() - started, expected)
 
 
 def build_bundle(
@@ -150,6 +151,16 @@ def _keep_beginning(bundle: Bundle, progress: Progress) -> None:
         run_in_child("prefix", prefix_stage, bundle, progress=progress)
 
 
+def _keeps_beginning(job: Job) -> bool:
+    """Whether `_keep_beginning` will have something to do."""
+    from mllm_export.runtimes.machine import architecture
+    from mllm_export.runtimes.opening import SMALL_BYTES
+
+    decoder = job.plan.artifact("decoder")
+    here = job.target.arch == architecture()
+    return here and decoder is not None and decoder.size_bytes >= SMALL_BYTES
+
+
 def _within(job: Job, memory_budget: str, mmproj: bool, given: Calibration) -> Job:
     """The job with what loses least in that memory."""
     from mllm_export.commands.budgeting import frontier_table, spend_budget
@@ -161,14 +172,27 @@ def _within(job: Job, memory_budget: str, mmproj: bool, given: Calibration) -> J
     return spent
 
 
-def _forecast(job: Job) -> None:
+def _forecast(job: Job, no_check: bool) -> Forecast:
     from mllm_export.commands.plan import summary
-    from mllm_export.terminal import mib, stderr
+    from mllm_export.export.pace import forecast_build
+    from mllm_export.terminal import stderr
 
     console = stderr()
     for line in summary(job.plan):
         console.print(line, markup=False)
-    console.print(f"Predicted peak of the build: {mib(job.plan.build_memory_bytes)}")
+    forecast = forecast_build(job.plan, keeps_beginning=_keeps_beginning(job), checked=not no_check)
+    console.print(f"Forecast: {_in_words(forecast)}", soft_wrap=True)
+    return forecast
+
+
+def _in_words(forecast: Forecast) -> str:
+    from mllm_export.terminal import mib
+
+    peak = f"peak of one process {mib(forecast.peak_bytes)}"
+    if forecast.seconds is None:
+        return f"{peak}; no time, for a stage of this build is not known"
+    until = ", then the checks" if forecast.checked else ""
+    return f"{forecast.seconds:.0f} s on a quiet machine{until}; {peak}"
 
 
 def _tell(out: Path, report: Report | None, as_json: bool) -> None:
@@ -189,7 +213,7 @@ def _tell(out: Path, report: Report | None, as_json: bool) -> None:
             typer.echo(f"report: {out / 'report.html'}")
 
 
-def _figures(seconds: float) -> None:
+def _figures(seconds: float, forecast: Forecast | None = None) -> None:
     import resource
 
     from mllm_export.terminal import stderr
@@ -198,3 +222,13 @@ def _figures(seconds: float) -> None:
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     peak_mib = max(resource.getrusage(one).ru_maxrss for one in who) >> 10
     stderr().print(f"Done in {seconds:.1f} s, peak of one process {peak_mib} MiB")
+    if forecast is not None:
+        stderr().print(f"Forecast over seen: {_compared(forecast, seconds, peak_mib)}")
+
+
+def _compared(forecast: Forecast, seconds: float, peak_mib: int) -> str:
+    """What was said before as a multiple of what came; a time with checks was not foretold."""
+    peak = f"peak {forecast.peak_bytes / (peak_mib << 20):.2f}"
+    if forecast.seconds is None or forecast.checked:
+        return peak
+    return f"time {forecast.seconds / seconds:.2f}, {peak}"

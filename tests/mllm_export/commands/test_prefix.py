@@ -19,7 +19,7 @@ _TARGETS = {"x86_64": "linux-x86_64", "arm64": "linux-arm64"}
 def test_a_large_decoder_gets_one_if_it_is_for_this_kind_of_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: bool
 ) -> None:
-    monkeypatch.setattr(opening, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(opening, "SMALL_BYTES", 0)
     other = next(name for arch, name in _TARGETS.items() if arch != architecture())
     target = _TARGETS[architecture()] if here else other
     out = tmp_path / "bundle"
