@@ -108,7 +108,7 @@ def measure_pace(layouts: Iterable[str]) -> Pace:
     return Pace(
         slowness=_least_seconds(_sorting) / _SORTED_SECONDS,
         copied_bytes=_CHUNK_BYTES / _least_seconds(chunk.copy),
-        hashed_bytes=_CHUNK_BYTES / _least_seconds(partial(hashlib.sha256, chunk)),
+        hashed_bytes=_CHUNK_BYTES / _least_seconds(partial(hashlib.sha256, chunk.data)),
         multiplied=_SIDE**3 / _least_seconds(partial(np.matmul, square, square)),
         column_seconds=_least_seconds(partial(quantize_columns, some, signed=True)) / some.size,
         packed_seconds={
