@@ -23,7 +23,8 @@ from mllm_export.records import from_json, record, to_json
 
 FOLDER = "golden"
 _PICTURES = 3
-_SCHEMA = 1
+_SCHEMA = 2
+"""1 had no patches."""
 
 
 @record
@@ -42,7 +43,7 @@ class GoldenEmbedder:
     schema: int = _SCHEMA
     reference: str
     pictures: tuple[str, ...]
-    """Files beside golden.json; their pixels and embeddings stand in values.npz."""
+    """Files beside golden.json; their pixels, embeddings and patches stand in values.npz."""
     texts: tuple[GoldenText, ...]
     movements: dict[str, float]
     """Nats by control; empty without a text tower."""
@@ -59,6 +60,7 @@ def write_golden_embedder(folder: Path, live: LiveEmbedder) -> None:
             image.convert("RGB").save(folder / files[at], "PNG")
         case = live.image_case(live.pixels(picture))
         values[f"pixels-{at}"], values[f"image-{at}"] = case.pixels, case.expected
+        values[f"patches-{at}"] = case.patches
     embedded = {case.text: case.expected for case in live.text_cases()}
     texts = tuple(
         GoldenText(text=text, ids=tuple(ids), embedded=text in embedded)
@@ -106,7 +108,11 @@ class GoldenEmbedderOracle:
     def image_cases(self) -> list[ImageCase]:
         """The golden pixels."""
         return [
-            ImageCase(pixels=pixels, expected=self._values[f"image-{at}"])
+            ImageCase(
+                pixels=pixels,
+                expected=self._values[f"image-{at}"],
+                patches=self._values[f"patches-{at}"],
+            )
             for at, (_, pixels) in enumerate(self.pixel_cases())
         ]
 

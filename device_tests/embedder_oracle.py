@@ -35,6 +35,8 @@ class ImageCase:
 
     pixels: Floats
     expected: Floats
+    patches: Floats
+    """f32[N, D]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -118,7 +120,7 @@ class LiveEmbedder:
 
     def image_case(self, pixels: Floats) -> ImageCase:
         """One of them."""
-        return ImageCase(pixels=pixels, expected=self.original.embed_image(pixels))
+        return image_case(self.original, pixels)
 
     def text_cases(self) -> list[TextCase]:
         """Labels, no text, one that is too long."""
@@ -129,8 +131,7 @@ class LiveEmbedder:
 
     def text_case(self, text: str) -> TextCase:
         """One of them."""
-        original = self.original
-        return TextCase(text=text, expected=original.embed_text(original.ids(text)))
+        return text_case(self.original, text)
 
     def movements(self) -> Mapping[str, float]:
         """On the scenes."""
@@ -145,6 +146,20 @@ class LiveEmbedder:
         rows = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
         cosine = rows @ (image / np.linalg.norm(image))
         return np.asarray(original.scale * cosine + original.bias, np.float32)
+
+
+def image_case(original: EmbedderOriginal, pixels: Floats) -> ImageCase:
+    """What an original makes of pixels f32[1, 3, S, S]."""
+    return ImageCase(
+        pixels=pixels,
+        expected=original.embed_image(pixels),
+        patches=original.embed_patches(pixels),
+    )
+
+
+def text_case(original: EmbedderOriginal, text: str) -> TextCase:
+    """What an original makes of a text."""
+    return TextCase(text=text, expected=original.embed_text(original.ids(text)))
 
 
 def templated(spec: EmbedderSpec, labels: Sequence[str]) -> list[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,8 +18,10 @@ from mllm_export.device_tests.embedder_oracle import (
     ImageCase,
     LiveEmbedder,
     TextCase,
+    image_case,
     movements,
     templated,
+    text_case,
 )
 from mllm_export.device_tests.labelled import Labelled
 from mllm_export.device_tests.originals import Original
@@ -28,6 +30,7 @@ from mllm_export.device_tests.profile import Limits
 from mllm_export.device_tests.reference import Floats
 from mllm_export.device_tests.stored import Stored, as_published
 from mllm_export.device_tests.tower_file import GraphOpener
+from mllm_export.embedder import IMAGE_EMBEDS, PATCHES, TEXT_EMBEDS
 from mllm_export.plan import Role
 from mllm_export.report import Measurement, Rung, TensorRow, not_run, rung_of
 from mllm_export.runtimes.embedder import EmbedderSession
@@ -37,6 +40,7 @@ _STILL = 1e-6
 """Nats; labels of an original that move less than this do not depend on the picture."""
 
 _Pairs = list[tuple[Floats, Floats]]
+"""Rows expected and made. Shapes: f32[T, D] twice each."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,56 +94,116 @@ def _prompt(context: EmbedderContext) -> Rung:
     return _rung(context, "prompt", len(cases), {"prompts with other ids": wrong})
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Cases:
+    """What is expected of the files, or what they made of it."""
+
+    images: Sequence[ImageCase]
+    texts: Sequence[TextCase]
+
+
 def _tower(context: EmbedderContext) -> Rung:
-    images, texts = context.oracle.image_cases(), context.oracle.text_cases()
-    session = context.session
-    of_image = [(case.expected, session.embed_pixels(case.pixels)) for case in images]
-    of_text = [(case.expected, session.embed_text(case.text)) for case in texts]
-    found = _compared(of_image + of_text)
-    found["values that are no numbers"] = 0
-    found["image: worst cosine"] = _worst_cosine(of_image)
-    if of_text:
-        found["text: worst cosine"] = _worst_cosine(of_text)
+    oracle, session = context.oracle, context.session
+    cases = _Cases(images=oracle.image_cases(), texts=oracle.text_cases())
+    seen = [session.features(case.pixels) for case in cases.images]
+    made = _Cases(
+        images=[
+            ImageCase(pixels=c.pixels, expected=s.embedding, patches=s.patches)
+            for c, s in zip(cases.images, seen, strict=True)
+        ],
+        texts=[replace(case, expected=session.embed_text(case.text)) for case in cases.texts],
+    )
+    measured = [
+        *_held(context, "", cases, made),
+        context.limits.measure("tower", "values that are no numbers", 0),
+        *_worst_cosines(context, cases, made),
+    ]
     for name in dict.fromkeys(name for name, _ in context.more):
-        again: _Pairs = []
-        graph = context.more[name, "tower"]()
-        again += [(case.expected, graph(case.pixels)[0]) for case in images]
-        if texts:
-            graph = context.more[name, "text_tower"]()
-            ids = [np.array([session.encode(case.text)], np.int64) for case in texts]
-            again += [(c.expected, graph(i)[0]) for c, i in zip(texts, ids, strict=True)]
-        found |= {f"{name}: {key}": value for key, value in _compared(again).items()}
-        if name == EXACT and (own := _on_own_weights(context, images, texts)):
-            held = [(one, made) for one, (_, made) in zip(own, again, strict=True)]
-            own_name = f"{name}, on its own weights"
-            found |= {f"{own_name}: {key}": value for key, value in _compared(held).items()}
-    return _rung(context, "tower", len(of_image) + len(of_text), found)
+        again = _made_again(context, name, cases)
+        measured += _held(context, f"{name}: ", cases, again)
+        if name == EXACT and (own := _on_own_weights(context, cases)):
+            measured += _held(context, f"{name}, on its own weights: ", own, again)
+    return rung_of(
+        "tower",
+        reference=oracle.title,
+        samples=len(cases.images) + len(cases.texts),
+        measurements=tuple(measured),
+    )
 
 
-def _on_own_weights(
-    context: EmbedderContext, images: Sequence[ImageCase], texts: Sequence[TextCase]
-) -> list[Floats]:
+def _made_again(context: EmbedderContext, name: str, cases: _Cases) -> _Cases:
+    """What the same files make of the cases when they are run in another way."""
+    graph = context.more[name, "tower"]()
+    images, texts = list[ImageCase](), list[TextCase]()
+    for case in cases.images:
+        made = graph(case.pixels)
+        images.append(replace(case, expected=made[IMAGE_EMBEDS][0], patches=made[PATCHES][0]))
+    if cases.texts:
+        graph = context.more[name, "text_tower"]()
+        for text in cases.texts:
+            ids = np.array([context.session.encode(text.text)], np.int64)
+            texts.append(replace(text, expected=graph(ids)[TEXT_EMBEDS][0]))
+    return _Cases(images=images, texts=texts)
+
+
+def _on_own_weights(context: EmbedderContext, cases: _Cases) -> _Cases | None:
     """What the original makes of the cases with the files' own weights in it, dequantized.
 
-    Nothing without the original, or where a tensor is missing, which the weights rung tells.
+    None without the original, or where a tensor is missing, which the weights rung tells.
     """
     live, stored = context.live, context.stored
     originals = _originals(live) if live else {}
     wrong = [n for n, o in originals.items() if n not in stored or stored[n].shape != o.shape]
     if live is None or wrong:
-        return []
+        return None
     read = as_published(stored, originals)
     held = live.holding({one.source: read(one.source) for one in originals.values()})
-    ids = [held.ids(case.text) for case in texts]
-    return [*(held.embed_image(c.pixels) for c in images), *(held.embed_text(i) for i in ids)]
+    return _Cases(
+        images=[image_case(held, case.pixels) for case in cases.images],
+        texts=[text_case(held, case.text) for case in cases.texts],
+    )
+
+
+def _held(context: EmbedderContext, of: str, cases: _Cases, made: _Cases) -> Iterator[Measurement]:
+    """Embeddings and patches apart, each with the limits that a tower's rows have."""
+    for what, pairs in (
+        ("", [*_images(cases, made), *_texts(cases, made)]),
+        ("patches: ", _patches(cases, made)),
+    ):
+        for name, value in _compared(pairs).items():
+            measured = context.limits.measure("tower", of + name, value)
+            yield replace(measured, name=of + what + name)
+
+
+def _worst_cosines(context: EmbedderContext, cases: _Cases, made: _Cases) -> Iterator[Measurement]:
+    """Of images and of texts by themselves."""
+    for what, pairs in (("image", _images(cases, made)), ("text", _texts(cases, made))):
+        if pairs:
+            worst = _compared(pairs)["worst-token cosine"]
+            yield context.limits.measure("tower", f"{what}: worst cosine", worst)
+
+
+def _images(cases: _Cases, made: _Cases) -> _Pairs:
+    pairs = zip(cases.images, made.images, strict=True)
+    return [(case.expected[None], one.expected[None]) for case, one in pairs]
+
+
+def _texts(cases: _Cases, made: _Cases) -> _Pairs:
+    pairs = zip(cases.texts, made.texts, strict=True)
+    return [(case.expected[None], one.expected[None]) for case, one in pairs]
+
+
+def _patches(cases: _Cases, made: _Cases) -> _Pairs:
+    pairs = zip(cases.images, made.images, strict=True)
+    return [(case.patches, one.patches) for case, one in pairs]
 
 
 def _compared(pairs: _Pairs) -> dict[str, float]:
-    each = [float(cosines(e[None], m[None])[0]) for e, m in pairs]
+    rows = np.concatenate([cosines(expected, made) for expected, made in pairs])
     return {
-        "worst-token cosine": min(each),
-        "mean-token cosine": float(np.mean(each)),
-        "relative error": max(relative_error(e, m) for e, m in pairs),
+        "worst-token cosine": float(rows.min()),
+        "mean-token cosine": float(rows.mean()),
+        "relative error": max(relative_error(expected, made) for expected, made in pairs),
     }
 
 
@@ -235,10 +299,6 @@ RUNGS: Mapping[str, Callable[[EmbedderContext], Rung]] = {
     "task": _task,
     "controls": _controls,
 }
-
-
-def _worst_cosine(pairs: _Pairs) -> float:
-    return min(float(cosines(e[None], m[None])[0]) for e, m in pairs)
 
 
 def _rung(context: EmbedderContext, name: str, samples: int, values: Mapping[str, float]) -> Rung:

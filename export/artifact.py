@@ -89,7 +89,7 @@ class GraphSource(Protocol):
 
 @runtime_checkable
 class GraphArtifact(Protocol):
-    """An artifact format that holds any graph of one input and one output."""
+    """An artifact format that holds any graph of one input."""
 
     def plan_graph(
         self,

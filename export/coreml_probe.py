@@ -39,7 +39,7 @@ def overflowing(package: Path, graph: Graph) -> tuple[str, ...]:
             found[operation.name.removesuffix("_cast_fp16")] = None
 
     for given in _inputs(evaluator, graph):
-        evaluator.run(given, note)
+        evaluator.outputs(given, note)
     return tuple(found)
 
 

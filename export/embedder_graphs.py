@@ -1,4 +1,4 @@
-"""The graphs of an encoder alone: image and text to embeddings of one width."""
+"""The graphs of an encoder alone: image and text to embeddings of one width, image to patches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mllm_export.checkpoint import Checkpoint
-from mllm_export.embedder import EmbedderSpec, TextTowerSpec
+from mllm_export.embedder import (
+    IMAGE_EMBEDS,
+    PATCHES,
+    TEXT_EMBEDS,
+    EmbedderSpec,
+    TextTowerSpec,
+)
 from mllm_export.export.artifact import graph_readers
 from mllm_export.export.embedder_parts import HEAD, HEADS, TEXT, TEXT_TOWERS, EmbedderReading
 from mllm_export.export.graph import Graph, resizes_positions
@@ -47,10 +53,13 @@ class EmbedderSource:
 
 
 def image_graph(spec: EmbedderSpec) -> Graph:
-    """pixel_values f32[1, 3, S, S] to image_embeds f32[1, E], not normalised."""
+    """pixel_values f32[1, 3, S, S] to image_embeds f32[1, E] and patches f32[1, N, D].
+
+    Neither is normalised. Both in one graph: the patches are made on the way to the embedding.
+    """
     encoder, head = ENCODERS[spec.encoder.kind], HEADS[spec.head]
 
-    def apply(weights: Mapping[str, Tensor], given: Sequence[Tensor]) -> Tensor:
+    def apply(weights: Mapping[str, Tensor], given: Sequence[Tensor]) -> tuple[Tensor, ...]:
         (pixels,) = given
         rows = encoder.apply(spec.encoder, below(TOWER, weights), pixels)
         return head.apply(spec.encoder, below(HEAD, weights), rows)
@@ -61,8 +70,7 @@ def image_graph(spec: EmbedderSpec) -> Graph:
         inputs={"pixel_values": (1, 3, size_px, size_px)},
         images={"pixel_values": spec.encoder.image},
         resizes_positions=resizes_positions(spec.encoder),
-        output="image_embeds",
-        output_shape=(1, spec.embed_width),
+        outputs={IMAGE_EMBEDS: (1, spec.embed_width), PATCHES: (1, *spec.patch_shape)},
         parts=(
             (TOWER, encoder.parameters(spec.encoder)),
             (HEAD, head.parameters(spec.encoder, spec.embed_width)),
@@ -78,8 +86,7 @@ def text_graph(spec: TextTowerSpec) -> Graph:
         name="text",
         inputs={"input_ids": (1, spec.context_tokens)},
         vocab=spec.vocab,
-        output="text_embeds",
-        output_shape=(1, spec.embed_width),
+        outputs={TEXT_EMBEDS: (1, spec.embed_width)},
         parts=((TEXT, tower.parameters(spec)),),
-        apply=lambda weights, given: tower.apply(spec, below(TEXT, weights), given[0]),
+        apply=lambda weights, given: (tower.apply(spec, below(TEXT, weights), given[0]),),
     )

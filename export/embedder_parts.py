@@ -22,13 +22,22 @@ HEAD, TEXT = "head.", "text."
 
 
 class Head(Protocol):
-    """From all of an encoder's rows to one embedding. Parameter names are the published ones."""
+    """From all of an encoder's rows to one embedding, and to the patches' own features.
+
+    Parameter names are the published ones.
+    """
 
     def parameters(self, spec: EncoderSpec, embed_width: int) -> Mapping[str, Shape]:
         """Published name to shape."""
 
-    def apply(self, spec: EncoderSpec, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
-        """Rows f32[1, T, D] of the last layer to f32[1, embed_width]; see Encoder.apply."""
+    def apply(
+        self, spec: EncoderSpec, weights: Mapping[str, Tensor], rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Rows f32[1, T, D] of the last layer to f32[1, embed_width] and f32[1, N, D].
+
+        The second is what the original calls its last hidden state, of the N patches alone: class
+        tokens and the like are left out. See Encoder.apply for `weights`.
+        """
 
 
 class TextTower(Protocol):

@@ -1,4 +1,4 @@
-"""What a graph computes, free of any format: inputs, one output, weights, a function."""
+"""What a graph computes, free of any format: inputs, outputs, weights, a function."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Graph:
     name: str
     inputs: Mapping[str, Shape]
     """Name to shape, in the order that `apply` is given them."""
-    output: str
-    output_shape: Shape
+    outputs: Mapping[str, Shape]
+    """Name to shape, in the order that `apply` gives them; the first is what all else serves."""
     parts: tuple[tuple[str, Mapping[str, Shape]], ...]
     """Prefix in the file, and published names with shapes."""
-    apply: Callable[[Mapping[str, Tensor], Sequence[Tensor]], Tensor]
-    """Stored weights by name in the file, and the inputs, to the output."""
+    apply: Callable[[Mapping[str, Tensor], Sequence[Tensor]], tuple[Tensor, ...]]
+    """Stored weights by name in the file, and the inputs, to the outputs."""
     images: Mapping[str, ImageSpec] = field(default_factory=dict)
     """What each input's pixels are made of; empty where the inputs are ids (i64)."""
     vocab: int = 0
@@ -55,10 +55,9 @@ def tower_graph(vision: VisionSpec) -> Graph:
         inputs=vision.input_shapes,
         images={one.name: one.image for one in vision.image_inputs},
         resizes_positions=any(resizes_positions(encoder) for encoder in vision.encoders),
-        output="image_embeds",
-        output_shape=(vision.projector.tokens_out, vision.projector.out_width),
+        outputs={"image_embeds": (vision.projector.tokens_out, vision.projector.out_width)},
         parts=vision_parts(vision),
-        apply=lambda weights, given: embed(vision, weights, given),
+        apply=lambda weights, given: (embed(vision, weights, given),),
     )
 
 

@@ -60,12 +60,18 @@ class Evaluator:
         self._last_use = _last_uses(program)
 
     def run(self, given: Mapping[str, npt.NDArray[Any]], watch: Watch | None = None) -> Any:
-        """The program's one output for its inputs by name, in float32.
+        """The program's one output; see `outputs`."""
+        (made,) = self.outputs(given, watch).values()
+        return made
+
+    def outputs(
+        self, given: Mapping[str, npt.NDArray[Any]], watch: Watch | None = None
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """The program's outputs by name, in float32, for its inputs by name.
 
         Shapes: f32[1, 3, S, S] each -> f32[T, D], or i64[1, T] -> f32[1, E]
         Raises: EngineError for an input that is missing or of another shape.
         """
-        (asked,) = self.program.outputs
         found = {name: pixels.shape for name, pixels in given.items()}
         if found != {port.name: port.shape for port in self.program.inputs}:
             needed = ", ".join(f"'{p.name}' {list(p.shape)}" for p in self.program.inputs)
@@ -73,7 +79,8 @@ class Evaluator:
                 f"{self.program.path}: needs {needed}, got "
                 f"{', '.join(f'{name!r} {list(shape)}' for name, shape in found.items())}"
             )
-        return self.values(given, (asked,), watch)[0]
+        names = self.program.outputs
+        return dict(zip(names, self.values(given, names, watch), strict=True))
 
     def values(
         self,

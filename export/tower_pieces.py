@@ -25,6 +25,8 @@ class Piece:
     nodes: tuple[NodeProto, ...]
     inputs: tuple[str, ...]
     output: str
+    also: tuple[str, ...]
+    """Outputs of the whole graph that are made on the way, the one left behind aside."""
     tensors: tuple[OnnxTensor, ...]
 
     @property
@@ -43,6 +45,7 @@ def split(source: OnnxFile, piece_bytes: int) -> list[Piece]:
     constants = {n.output[0]: n for n in graph.node if n.op_type == "Constant"}
     nodes = [node for node in graph.node if node.op_type != "Constant"]
     last_use = {name: at for at, node in enumerate(nodes) for name in node.input}
+    # Other outputs are left as they come, and need no later piece to carry them.
     last_use[graph.output[0].name] = len(nodes)
     given = {value.name for value in graph.input}
     alive: set[str] = set()
@@ -77,6 +80,11 @@ def _piece(
         nodes=(*(constants[name] for name in used if name in constants), *nodes),
         inputs=tuple(name for name in used if name in known),
         output=value,
+        also=tuple(
+            port.name
+            for port in source.skeleton.graph.output
+            if port.name != value and any(port.name in node.output for node in nodes)
+        ),
         tensors=tuple(source.tensors[name] for name in used if name in source.tensors),
     )
 
@@ -92,7 +100,7 @@ def piece_model(source: OnnxFile, piece: Piece) -> ModelProto:
             piece.nodes,
             "piece",
             [types[name] for name in piece.inputs],
-            [types[piece.output]],
+            [types[name] for name in (piece.output, *piece.also)],
             value_info=[types[o] for node in piece.nodes for o in node.output if o in types],
             initializer=[numpy_helper.from_array(t.read(), t.name) for t in piece.tensors],
         ),

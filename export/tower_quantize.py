@@ -71,7 +71,7 @@ def quantize_tower(
             notes.update(smooth(model, _wanted(model, job, "int8"), peaks))
             meter.after(SMOOTHED, model)
         # Without calibration the step's own run is all that there is to see.
-        seen = _observed(model, job, pictures, job.ranges) if job.observes else unseen(plain)
+        seen = _observed(model, job, pictures, job.ranges) if job.observes else unseen(plain[0])
         made_piece = _quantize(model, job, seen)
         meter.after(QUANTIZED, made_piece)
         joined.add(made_piece)
@@ -84,17 +84,21 @@ def quantize_tower(
     skeleton = joined.skeleton(notes)
     check_graph(skeleton, joined.shapes())
     write_onnx(out_path, skeleton, joined.tensors.values())
-    output = skeleton.graph.output[0].type.tensor_type.shape.dim
-    run_once(out_path, tuple(side.dim_value for side in output))
+    run_once(out_path, _shapes(skeleton.graph.output))
     return meter.result()
+
+
+def _shapes(ports: Sequence[ValueInfoProto]) -> dict[str, tuple[int, ...]]:
+    """Of a graph's inputs or outputs, by name."""
+    return {
+        port.name: tuple(side.dim_value for side in port.type.tensor_type.shape.dim)
+        for port in ports
+    }
 
 
 def _pictures(job: TowerJob, ports: Sequence[ValueInfoProto]) -> Sequence[dict[str, Floats]]:
     """The graph's inputs for each calibration picture, by name; noise where none is needed."""
-    shapes = {
-        port.name: tuple(side.dim_value for side in port.type.tensor_type.shape.dim)
-        for port in ports
-    }
+    shapes = _shapes(ports)
     if not job.observes:
         return [{port.name: _noise(port, shapes[port.name]) for port in ports}]
     if job.pixels is None:

@@ -36,7 +36,7 @@ class Statistics:
     ranges: dict[str, tuple[float, float]]
     """Lowest and highest of a value that 8 bits shall hold."""
     outputs: Sequence[Floats]
-    """Of the piece, a picture each."""
+    """What the piece leaves behind, a picture each."""
 
 
 def observe(
@@ -63,14 +63,14 @@ def observe(
 
 
 def unseen(output: Floats) -> Statistics:
-    """Of a piece that gave `output` on the only picture, where nothing has to be known of it."""
+    """Of a piece that left `output` on the only picture, where nothing has to be known of it."""
     return Statistics(peaks={}, ranges={}, outputs=[output])
 
 
-def run_piece(model: ModelProto, given: Mapping[str, Floats]) -> Floats:
-    """The output of one piece, float or quantized, on one picture's values."""
-    session, entries, output = _session(model, (), prepacked=False)
-    made: Floats = session.run([output], {entry: given[entry] for entry in entries})[0]
+def run_piece(model: ModelProto, given: Mapping[str, Floats]) -> list[Floats]:
+    """All outputs of one piece, float or quantized, on one picture's values."""
+    session, entries, _ = _session(model, (), prepacked=False)
+    made: list[Floats] = session.run(None, {entry: given[entry] for entry in entries})
     return made
 
 
@@ -82,11 +82,12 @@ def _session(
     from onnx import TensorProto, helper
 
     light, values = without_values(model)
-    entries, output = [port.name for port in model.graph.input], model.graph.output[0].name
+    entries = [port.name for port in model.graph.input]
+    outputs = [port.name for port in model.graph.output]
     light.graph.output.extend(
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
         for name in names
-        if name not in (*entries, output)
+        if name not in (*entries, *outputs)
     )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -96,7 +97,7 @@ def _session(
     session = onnxruntime.InferenceSession(
         light.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    return session, entries, output
+    return session, entries, outputs[0]
 
 
 def _lend(options: Any, light: ModelProto, values: Mapping[str, Array]) -> None:

@@ -13,11 +13,16 @@ from mllm_export.records import from_plain, record
 from mllm_export.source_file import SourceFile
 from mllm_export.spec import EncoderSpec
 
-SCHEMA = 1
+SCHEMA = 2
+"""1 had no patches."""
+
 JOB = "embedder"
 """Stands in bundle.json, and tells an encoder's bundle from an answering model's."""
 
 TOKENIZER_FILE = "tokenizer/tokenizer.json"
+
+IMAGE_EMBEDS, PATCHES, TEXT_EMBEDS = "image_embeds", "patches", "text_embeds"
+"""Outputs of the image tower, two, and of the text tower."""
 
 
 @record
@@ -50,7 +55,10 @@ class TextTowerSpec:
 
 @record
 class EmbedderSpec:
-    """Images, and texts where there is a text tower, to embeddings in one space."""
+    """Images, and texts where there is a text tower, to embeddings in one space.
+
+    Of an image also what each patch became: see `patch_shape`, and export/heads for what it is.
+    """
 
     family: str
     """A file in export/embedders."""
@@ -64,6 +72,11 @@ class EmbedderSpec:
     """What turns similarities into probabilities: over the labels, or label by label."""
     template: str
     """The text of a label; `{}` stands for it."""
+
+    @property
+    def patch_shape(self) -> tuple[int, int]:
+        """Patches, row by row from the upper left, and the width of each; no class token."""
+        return self.encoder.grid**2, self.encoder.width
 
     def __post_init__(self) -> None:
         """Check that both towers meet in one space."""
@@ -149,7 +162,9 @@ def open_embedder(folder: Path, verify: bool = True) -> EmbedderManifest:
         raise BundleError(f"{folder} is no bundle of an encoder alone; open it with load()")
     manifest = from_plain(EmbedderManifest, data, str(path), BundleError)
     if manifest.schema != SCHEMA:
-        raise BundleError(f"{path}: schema {manifest.schema}, this runtime reads {SCHEMA}")
+        raise BundleError(
+            f"{path}: schema {manifest.schema}, this runtime reads {SCHEMA}; build the bundle again"
+        )
     for file in manifest.files:
         check_file(folder, file, verify)
     return manifest

@@ -5,14 +5,23 @@ Needs numpy, Pillow and onnxruntime (on Apple's systems coremltools); for texts 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mllm_export.embedder import TOKENIZER_FILE, EmbedderManifest, TextTowerSpec, open_embedder
+from mllm_export.embedder import (
+    IMAGE_EMBEDS,
+    PATCHES,
+    TEXT_EMBEDS,
+    TOKENIZER_FILE,
+    EmbedderManifest,
+    TextTowerSpec,
+    open_embedder,
+)
 from mllm_export.errors import EngineError
 from mllm_export.runtimes.engines import VISION_ENGINES, Floats, GraphRun, VisionEngine
 from mllm_export.runtimes.preprocess import Picture, preprocess
@@ -41,6 +50,21 @@ class TextIds:
         start = [] if spec.bos_id is None else [spec.bos_id]
         row = [*start, *ids[: spec.context_tokens - len(start) - 1], spec.eos_id]
         return row + [spec.pad_id] * (spec.context_tokens - len(row))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ImageFeatures:
+    """What one run of the image tower gives."""
+
+    embedding: Floats
+    """f32[E], not normalised."""
+    patches: Floats
+    """f32[N, D], not normalised: the original's last hidden state, without class token.
+
+    Row by row from the upper left, so that reshape(grid, grid, D) is a map of the square that
+    preprocessing made of the picture. Behind the last norm where the original's are (SigLIP);
+    CLIP and ViTamin norm the pooled token alone.
+    """
 
 
 class EmbedderSession:
@@ -73,9 +97,22 @@ class EmbedderSession:
         """A picture as pixels f32[1, 3, S, S]."""
         return preprocess(image, self.spec.encoder.image)
 
+    def features(self, pixels: Floats) -> ImageFeatures:
+        """Embedding and patches of pixels f32[1, 3, S, S], in one run.
+
+        Raises: EngineError for NaN or Inf, and for a file that gives other outputs or shapes.
+        """
+        shapes = {IMAGE_EMBEDS: (self.spec.embed_width,), PATCHES: self.spec.patch_shape}
+        made = _run(self._image, pixels, shapes)
+        return ImageFeatures(embedding=made[IMAGE_EMBEDS], patches=made[PATCHES])
+
+    def embed_patches(self, image: Picture) -> Floats:
+        """A picture's patches f32[N, D]; see `ImageFeatures`."""
+        return self.features(self.preprocess(image)).patches
+
     def embed_pixels(self, pixels: Floats) -> Floats:
         """Pixels f32[1, 3, S, S] to f32[E], not normalised."""
-        return _run(self._image, pixels)
+        return self.features(pixels).embedding
 
     def embed_image(self, image: Picture) -> Floats:
         """A picture as f32[E], not normalised."""
@@ -91,7 +128,7 @@ class EmbedderSession:
         """A text as f32[E], not normalised. Raises: see `encode`."""
         ids = np.array([self.encode(text)], np.int64)
         assert self._text is not None, "encode refuses a bundle without a text tower"
-        return _run(self._text, ids)
+        return _run(self._text, ids, {TEXT_EMBEDS: (self.spec.embed_width,)})[TEXT_EMBEDS]
 
     def scores(self, image: Floats, texts: Sequence[Floats]) -> Floats:
         """logit_scale * cosine + logit_bias of one image with each text. Shapes: f32[L]."""
@@ -123,11 +160,24 @@ def open_embedder_session(
     return EmbedderSession(path, open_embedder(path, verify), threads)
 
 
-def _run(graph: GraphRun, values: npt.NDArray[Any]) -> Floats:
-    row: Floats = graph(values)[0]
-    if not np.isfinite(row).all():
+def _run(
+    graph: GraphRun, values: npt.NDArray[Any], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Floats]:
+    """Outputs by name, of the one picture or text."""
+    made = {name: batch[0] for name, batch in graph(values).items()}
+    found = {name: values.shape for name, values in made.items()}
+    if found != shapes:
+        raise EngineError(
+            f"the graph gives {_told(found)}, the spec needs {_told(shapes)}; is the file "
+            "another model's?"
+        )
+    if not all(np.isfinite(values).all() for values in made.values()):
         raise EngineError("the graph gave NaN or Inf; did the bundle pass its checks?")
-    return row
+    return made
+
+
+def _told(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {list(shape)}" for name, shape in sorted(shapes.items()))
 
 
 def _unit(row: Floats) -> Floats:

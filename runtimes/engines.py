@@ -84,8 +84,8 @@ class KeepsBeginning(Protocol):
         """Put that state back whenever a prompt begins with these ids and nothing is kept."""
 
 
-GraphRun = Callable[[npt.NDArray[Any]], Floats]
-"""The output of a graph for its one input: pixels f32[1, 3, S, S], or ids i64[1, T]."""
+GraphRun = Callable[[npt.NDArray[Any]], dict[str, Floats]]
+"""A graph's outputs by name for its one input: pixels f32[1, 3, S, S], or ids i64[1, T]."""
 
 
 class VisionEngine(Protocol):
@@ -95,7 +95,7 @@ class VisionEngine(Protocol):
         """Raises: EngineError when the file does not fit the spec."""
 
     def open_graph(self, path: Path, image: ImageSpec | None, threads: int) -> GraphRun:
-        """Any graph of one input and one output; `image` says what its pixels are, None: ids.
+        """Any graph of one input; `image` says what its pixels are, None: ids.
 
         Raises: EngineError when the engine refuses the file; so does the graph, for an input of
         another shape.

@@ -27,7 +27,10 @@ State = dict[str, torch.Tensor]
 
 
 class EmbedderOriginal(Protocol):
-    """An original encoder: pictures and texts to embeddings before they are normalised."""
+    """An original encoder: pictures and texts to embeddings before they are normalised.
+
+    Of a picture also its patches, as the original's own last hidden state has them.
+    """
 
     title: str
     bias: float
@@ -41,6 +44,9 @@ class EmbedderOriginal(Protocol):
 
     def embed_image(self, pixels: Floats) -> Floats:
         """f32[1, 3, S, S] to f32[E]."""
+
+    def embed_patches(self, pixels: Floats) -> Floats:
+        """f32[1, 3, S, S] to f32[N, D], the class token left out."""
 
     def ids(self, text: str) -> list[int]:
         """The original tokenizer, padded."""
@@ -82,7 +88,7 @@ class _Pair:
     _processor: Any
     _tokenizer: Any
     _tokens: int
-    _pads: bool
+    _prefix_tokens: int
     bias = 0.0
 
     @property
@@ -97,6 +103,11 @@ class _Pair:
     def embed_image(self, pixels: Floats) -> Floats:
         made = self._model.get_image_features(torch.from_numpy(pixels))
         return np.asarray(made[0].numpy())
+
+    @torch.inference_mode()
+    def embed_patches(self, pixels: Floats) -> Floats:
+        made = self._model.vision_model(torch.from_numpy(pixels)).last_hidden_state
+        return np.asarray(made[0, self._prefix_tokens :].numpy())
 
     def ids(self, text: str) -> list[int]:
         found = self._tokenizer(
@@ -120,6 +131,7 @@ class ClipOriginal(_Pair):
     """CLIPModel with the checkpoint's weights."""
 
     title = "original weights in float32, transformers' CLIPModel"
+    _prefix_tokens = 1
 
     def __init__(
         self,
@@ -143,6 +155,7 @@ class SiglipOriginal(_Pair):
     """SiglipModel with the checkpoint's weights."""
 
     title = "original weights in float32, transformers' SiglipModel"
+    _prefix_tokens = 0
 
     def __init__(
         self,
@@ -204,6 +217,12 @@ class VitaminOriginal:
     def embed_image(self, pixels: Floats) -> Floats:
         """Through timm's head."""
         return np.asarray(self._model(torch.from_numpy(pixels))[0].numpy())
+
+    @torch.inference_mode()
+    def embed_patches(self, pixels: Floats) -> Floats:
+        """Timm's forward_features, whose prefix ViTamin lacks."""
+        made = self._model.forward_features(torch.from_numpy(pixels))
+        return np.asarray(made[0, self._model.num_prefix_tokens :].numpy())
 
     def ids(self, text: str) -> list[int]:
         """Source: open_clip, tokenizer.py: start, text, end, zeros."""

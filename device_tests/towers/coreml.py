@@ -71,13 +71,13 @@ class EvaluatedGraph:
         self._evaluator = Evaluator(read_program(path), precision)
         self._image = image
 
-    def __call__(self, values: npt.NDArray[Any]) -> Floats:
-        """The output for pixels f32[1, 3, S, S], or for ids i64[1, T]."""
+    def __call__(self, values: npt.NDArray[Any]) -> dict[str, Floats]:
+        """The outputs by name for pixels f32[1, 3, S, S], or for ids i64[1, T]."""
         program = self._evaluator.program
         (port,) = program.inputs
         if self._image is not None and program.image_inputs:
             values = levels_of(values[0], self._image)
-        return np.asarray(self._evaluator.run({port.name: values}), np.float32)
+        return self._evaluator.outputs({port.name: values})
 
 
 def fed(program: MilProgram, spec: ModelSpec, tile: Mapping[str, Floats]) -> dict[str, Floats]:

@@ -7,7 +7,7 @@ too, since it computes in float16. Apple's own advice (apple/ml-ane-transformers
 [B, C, 1, S] under 1x1 convolutions and few reshapes. So every shape here is a number, all is
 float16 but for what overflows, attention is one operation where the system has it, and so is
 GELU; rows stay [1, T, D] under `linear`, as published. What may leave the engine: `gather` and the
-integer operations of a text tower, and the output's cast to float32. Xcode's performance report
+integer operations of a text tower, and the outputs' casts to float32. Xcode's performance report
 tells for a device.
 """
 
@@ -122,7 +122,7 @@ def _whole(graph: Graph, weights: Mapping[str, Tensor], options: CoremlOptions) 
             for name, values in weights.items():
                 self.register_buffer(numbered[name], values)
 
-        def forward(self, *given: Tensor) -> Tensor:
+        def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
             if images:
                 pairs = zip(images, given, strict=True)
                 given = tuple(_normalised(image, levels) for image, levels in pairs)
@@ -160,7 +160,7 @@ def _convert(
             model = ct.convert(
                 program,
                 inputs=[_input(ct, graph, name, options) for name in graph.inputs],
-                outputs=[ct.TensorType(name=graph.output, dtype=np.float32)],
+                outputs=[ct.TensorType(name=n, dtype=np.float32) for n in graph.outputs],
                 convert_to="mlprogram",
                 minimum_deployment_target=getattr(ct.target, options.deployment),
                 compute_precision=ct.transform.FP16ComputePrecision(

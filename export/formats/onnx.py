@@ -67,7 +67,7 @@ def write_graph(
         for name, shape in parameters.items()
     ]
     write_onnx(path, skeleton, _told(tensors, progress))
-    run_once(path, graph.output_shape)
+    run_once(path, graph.outputs)
 
 
 def graph_skeleton(graph: Graph) -> ModelProto:
@@ -119,7 +119,7 @@ def _trace(graph: Graph, shapes: Mapping[str, Shape]) -> ModelProto:
         dynamo=True,
         opset_version=OPSET,
         input_names=[*graph.inputs, *shapes],
-        output_names=[graph.output],
+        output_names=[*graph.outputs],
         verbose=False,
     )
     assert program is not None, "without a path the exporter returns the program"
@@ -131,7 +131,9 @@ def _whole(graph: Graph) -> nn.Module:
     from torch import nn
 
     class Whole(nn.Module):
-        def forward(self, given: tuple[Tensor, ...], weights: Mapping[str, Tensor]) -> Tensor:
+        def forward(
+            self, given: tuple[Tensor, ...], weights: Mapping[str, Tensor]
+        ) -> tuple[Tensor, ...]:
             return graph.apply(weights, given)
 
     return Whole().eval()

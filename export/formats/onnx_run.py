@@ -6,8 +6,10 @@ and of what the C library keeps of freed memory: 2.7 GiB for CLIP ViT-L/14-336 i
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +21,13 @@ _REFUSED = 3
 """Exit code when the file does not load or gives something else; the reason is on stderr."""
 
 
-def run_once(path: Path, shape: Shape) -> None:
+def run_once(path: Path, outputs: Mapping[str, Shape]) -> None:
     """Load the file in ONNX Runtime and run it on a grey ramp at every input.
 
-    Raises: BuildError when it does not load, or gives another shape or anything but numbers.
+    Raises: BuildError when it does not load, gives other outputs or shapes than `outputs`, or
+    anything but numbers.
     """
-    command = [sys.executable, "-m", __name__, str(path), *(str(side) for side in shape)]
+    command = [sys.executable, "-m", __name__, str(path), json.dumps(dict(outputs))]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == _REFUSED:
         raise BuildError(f"{path}: {done.stderr.strip()}")
@@ -36,25 +39,30 @@ def run_once(path: Path, shape: Shape) -> None:
         )
 
 
-def _serve(path: str, *sides: str) -> int:
+def _serve(path: str, outputs: str) -> int:
     """Run in this process; see `run_once`."""
-    shape = tuple(int(side) for side in sides)
+    needed = {name: tuple(shape) for name, shape in json.loads(outputs).items()}
     try:
-        embeddings = _run(path)
+        made = _run(path)
     except Exception as failure:
         # ONNX Runtime's refusals have no common class.
         sys.stderr.write(f"ONNX Runtime refuses the graph ({failure})")
         return _REFUSED
-    if embeddings.shape != shape or not np.isfinite(embeddings).all():
+    found = {name: values.shape for name, values in made.items()}
+    if found != needed or not all(np.isfinite(values).all() for values in made.values()):
         sys.stderr.write(
-            f"gives {list(embeddings.shape)}, needed: finite {list(shape)}; "
+            f"gives {_told(found)}, needed: finite {_told(needed)}; "
             "do the checkpoint's weights hold NaN or infinity?"
         )
         return _REFUSED
     return 0
 
 
-def _run(path: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def _told(shapes: Mapping[str, Shape]) -> str:
+    return ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+
+
+def _run(path: str) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -68,8 +76,8 @@ def _run(path: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         ramp = np.linspace(-1, 1, int(np.prod(given.shape)), dtype=np.float32).reshape(given.shape)
         # Ids are small whole numbers: 0 and 1 are in every table.
         feed[given.name] = ramp if given.type == "tensor(float)" else (ramp > 0).astype(np.int64)
-    (embeddings,) = session.run(None, feed)
-    return np.asarray(embeddings)
+    names = [port.name for port in session.get_outputs()]
+    return dict(zip(names, map(np.asarray, session.run(names, feed)), strict=True))
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""How an encoder's rows become one embedding: one file each."""
+"""How an encoder's rows become one embedding, and its patches' features: one file each."""

@@ -1,5 +1,6 @@
 """SigLIP's pooled image: a norm, then a learned query that attends to all rows, then an MLP.
 
+Its patches are what the query attends to, behind the norm: `last_hidden_state`.
 Source: transformers, models/siglip/modeling_siglip.py, SiglipMultiheadAttentionPoolingHead.
 """
 
@@ -46,14 +47,16 @@ class AttentionPool:
             **mlp_parameters(f"{_AT}mlp.", spec),
         }
 
-    def apply(self, spec: EncoderSpec, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
-        """Rows f32[1, T, D] to f32[1, D]."""
+    def apply(
+        self, spec: EncoderSpec, weights: Mapping[str, Tensor], rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Rows f32[1, N, D] to f32[1, D] and f32[1, N, D]."""
         import torch
 
-        rows = layer_norm(spec.norm_eps, weights, _NORM, rows)
+        patches = layer_norm(spec.norm_eps, weights, _NORM, rows)
         # One product for all three, though of the query one row is used: a part of the packed
         # matrix would stand in a file as a second, anonymous copy.
-        given = torch.cat([weights[f"{_AT}probe"], rows], dim=1)
+        given = torch.cat([weights[f"{_AT}probe"], patches], dim=1)
         query, key, value = (given @ weights[f"{_IN}weight"] + weights[f"{_IN}bias"]).chunk(
             3, dim=-1
         )
@@ -61,7 +64,7 @@ class AttentionPool:
         out = f"{_AT}attention.out_proj"
         pooled = mixed @ weights[f"{out}.weight"] + weights[f"{out}.bias"]
         normed = layer_norm(spec.norm_eps, weights, f"{_AT}layernorm", pooled)
-        return (pooled + mlp(spec, weights, f"{_AT}mlp.", normed))[:, 0]
+        return (pooled + mlp(spec, weights, f"{_AT}mlp.", normed))[:, 0], patches
 
 
 HEAD = AttentionPool()

@@ -1,5 +1,7 @@
 """CLIP's pooled image: the class token, a norm, a projection without bias.
 
+Its patches are `last_hidden_state` behind the class token: of the last layer, without that norm,
+which CLIP has for the pooled token alone.
 Source: transformers, models/clip/modeling_clip.py, CLIPVisionTransformer and CLIPModel.
 """
 
@@ -26,10 +28,12 @@ class ClassToken:
         norm = norm_parameters(_NORM, spec.width)
         return {**norm, "visual_projection.weight": (embed_width, spec.width)}
 
-    def apply(self, spec: EncoderSpec, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
-        """Rows f32[1, T, D] to f32[1, E]."""
+    def apply(
+        self, spec: EncoderSpec, weights: Mapping[str, Tensor], rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Rows f32[1, 1 + N, D] to f32[1, E] and f32[1, N, D]."""
         pooled = layer_norm(spec.norm_eps, weights, _NORM, rows[:, 0])
-        return pooled @ weights["visual_projection.weight"]
+        return pooled @ weights["visual_projection.weight"], rows[:, spec.prefix_tokens :]
 
 
 HEAD = ClassToken()

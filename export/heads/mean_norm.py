@@ -1,5 +1,6 @@
 """ViTamin's pooled image: the mean over tokens, a norm, a linear map where there is one.
 
+Its patches are timm's `forward_features`: of the last block, without that norm.
 Source: timm, models/vision_transformer.py, global_pool 'avg'; open_clip, timm_model.py, whose
 projection has no bias. In open_clip's layout the map is `visual.head.proj`, here `head`.
 """
@@ -25,10 +26,12 @@ class MeanNorm:
         norm = norm_parameters("fc_norm", spec.width)
         return {**norm, "head.weight": (embed_width, spec.width)}
 
-    def apply(self, spec: EncoderSpec, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
-        """Rows f32[1, T, D] to f32[1, E]."""
+    def apply(
+        self, spec: EncoderSpec, weights: Mapping[str, Tensor], rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Rows f32[1, N, D] to f32[1, E] and themselves."""
         pooled = layer_norm(spec.norm_eps, weights, "fc_norm", rows.mean(dim=1))
-        return pooled @ weights["head.weight"]
+        return pooled @ weights["head.weight"], rows
 
 
 HEAD = MeanNorm()

@@ -23,9 +23,12 @@ class MeanNormBias:
         """Norm and linear map."""
         return {**MEAN_NORM.parameters(spec, embed_width), "head.bias": (embed_width,)}
 
-    def apply(self, spec: EncoderSpec, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
-        """Rows f32[1, T, D] to f32[1, E]."""
-        return MEAN_NORM.apply(spec, weights, rows) + weights["head.bias"]
+    def apply(
+        self, spec: EncoderSpec, weights: Mapping[str, Tensor], rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Rows f32[1, N, D] to f32[1, E] and themselves."""
+        pooled, patches = MEAN_NORM.apply(spec, weights, rows)
+        return pooled + weights["head.bias"], patches
 
 
 HEAD = MeanNormBias()

@@ -61,6 +61,7 @@ def inspect_alone(alone: Alone, as_json: bool) -> None:
         f"({encoder.image.fit}), {encoder.layers} layers, width {encoder.width}"
     )
     typer.echo(f"head: {spec.head}, {counts['head']:,} parameters, to {spec.embed_width} values")
+    typer.echo("patches: {} of {} values".format(*spec.patch_shape))
     if spec.text is not None:
         typer.echo(
             f"text tower: {spec.text.kind}, {counts['text']:,} parameters, {spec.text.layers} "

@@ -88,17 +88,19 @@ class CoremlEngine:
 def graph_run(path: Path, model: Any, image: ImageSpec | None) -> GraphRun:
     """One prediction of `model`, coremltools' MLModel or what predicts as one."""
     description = model.get_spec().description
-    (given,), (asked,) = description.input, description.output
+    (given,) = description.input
+    names = [port.name for port in description.output]
     picture = image if takes_picture(model) else None
     needed = tuple(int(side) for side in given.type.multiArrayType.shape)
 
-    def run(values: npt.NDArray[Any]) -> Floats:
+    def run(values: npt.NDArray[Any]) -> dict[str, Floats]:
         fed: Any = values.astype(np.int32) if image is None else values
         if picture is None:
             require_shape(path, given.name, values.shape, needed)
         else:
             fed = to_picture(values[0], picture)
-        return np.asarray(model.predict({given.name: fed})[asked.name], np.float32)
+        made = model.predict({given.name: fed})
+        return {name: np.asarray(made[name], np.float32) for name in names}
 
     return run
 

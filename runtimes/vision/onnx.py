@@ -71,11 +71,12 @@ class OnnxEngine:
         del image
         session = _open(path, threads)
         (port,) = session.get_inputs()
+        names = [one.name for one in session.get_outputs()]
 
-        def run(values: npt.NDArray[Any]) -> Floats:
+        def run(values: npt.NDArray[Any]) -> dict[str, Floats]:
             require_shape(path, port.name, values.shape, tuple(port.shape))
-            (made,) = session.run(None, {port.name: np.ascontiguousarray(values)})
-            return np.asarray(made, np.float32)
+            made = session.run(names, {port.name: np.ascontiguousarray(values)})
+            return {n: np.asarray(one, np.float32) for n, one in zip(names, made, strict=True)}
 
         return run
 

@@ -18,16 +18,20 @@ from PIL import Image
 from mllm_export.checkpoint import Checkpoint
 from mllm_export.device_tests.pictures import scenes
 from mllm_export.device_tests.reference import REFERENCES
+from mllm_export.device_tests.references._embedders import load_original
 from mllm_export.device_tests.tower_file import TOWER_FILES
 from mllm_export.export.artifact import part_reader
 from mllm_export.export.coreml_options import CoremlOptions
+from mllm_export.export.embedder_graphs import EmbedderSource
+from mllm_export.export.embedder_parts import embedder_for
 from mllm_export.export.family import FAMILIES, read_spec
-from mllm_export.export.formats.coreml import write_tower
+from mllm_export.export.formats.coreml import write_graph, write_tower
 from mllm_export.export.mil_evaluator import Evaluator
 from mllm_export.export.mil_program import read_program
 from mllm_export.export.mil_program import read_spec as read_package
 from mllm_export.export.positions import settled, settled_reader
 from mllm_export.export.random_checkpoint import write_random_checkpoint
+from tests.export.embedders import tiny_embedders as tiny
 
 
 class MLModel:
@@ -50,7 +54,7 @@ class MLModel:
             name: np.asarray(one, np.float32).transpose(2, 0, 1)[None] if name in pictures else one
             for name, one in given.items()
         }
-        return {self._evaluator.program.outputs[0]: self._evaluator.run(arrays)}
+        return dict(self._evaluator.outputs(arrays))
 
 
 def on_a_mac(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
@@ -60,6 +64,35 @@ def on_a_mac(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     for module in ("runtimes.vision.coreml", "device_tests.towers.coreml"):
         monkeypatch.setattr(f"mllm_export.{module}.sys", SimpleNamespace(platform="darwin"))
     return MLModel.opened
+
+
+@pytest.mark.parametrize("image_input", [False, True], ids=["pixels", "picture"])
+def test_an_image_tower_alone_gives_embedding_and_patches(
+    image_input: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = Checkpoint(tiny.siglip(tmp_path / "m"))
+    entry = embedder_for(checkpoint.config)
+    assert entry is not None
+    source = EmbedderSource(folder=checkpoint.path, reading=entry.read(checkpoint))
+    path, image = tmp_path / "image.mlpackage", source.reading.spec.encoder.image
+    options = CoremlOptions(deployment="macOS15", image_input=image_input)
+    write_graph(path, source.graph("tower"), source.readers("tower"), options)
+    original = load_original(checkpoint)
+    with next(iter(scenes(1))).open() as picture:
+        pixels = original.pixels(picture)
+    on_a_mac(monkeypatch)
+    file = TOWER_FILES["coreml"]
+    made = file.engine().open_graph(path, image, 1)(pixels)
+    expected = {
+        "image_embeds": original.embed_image(pixels), "patches": original.embed_patches(pixels)
+    }  # fmt: skip
+    assert set(made) == set(expected)
+    for name, values in expected.items():
+        assert np.linalg.norm(made[name][0] - values) < 1e-2 * np.linalg.norm(values), name
+    others = file.more_graphs(path, image)
+    assert set(others) == {"program in float32", "program in float16"}
+    for name, values in others["program in float16"]()(pixels).items():
+        np.testing.assert_array_equal(values, made[name])
 
 
 @pytest.mark.parametrize("image_input", [False, True], ids=["pixels", "picture"])

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_embedders as tiny
+from embedder_builds import LAYOUTS, MAC, TARGET, read, status, write
 from PIL import Image
 
 import mllm_export.export.build_embedder as job
-from mllm_export.checkpoint import Checkpoint
 from mllm_export.device_tests.embedder import check_embedder
 from mllm_export.device_tests.labelled import read_labelled
 from mllm_export.device_tests.pictures import scenes
@@ -29,64 +29,10 @@ from mllm_export.errors import (
     PlanError,
     RecipeError,
 )
-from mllm_export.export.embedder_parts import EMBEDDERS, embedder_for
-from mllm_export.export.target import load_target
+from mllm_export.export.embedder_parts import EMBEDDERS
 from mllm_export.quantize.recipe import load_recipe
 from mllm_export.quantize.tower_recipe import TowerRule
 from mllm_export.runtimes.embedder import open_embedder_session
-
-LAYOUTS = {
-    "clip": tiny.clip,
-    "siglip": tiny.siglip,
-    "vitamin, timm": tiny.vitamin_timm,
-    "vitamin, timm, positions resized": lambda folder: tiny.vitamin_timm(folder, 4),
-    "vitamin, open_clip": tiny.vitamin_open_clip,
-}
-TARGET = load_target("linux-x86_64")
-MAC = load_target("macos-arm64")
-HERE = (
-    "mllm_export.export.artifacts.onnx.run_in_child",
-    "mllm_export.export.artifacts.coreml.run_in_child",
-)
-
-
-def read(folder: Path):
-    checkpoint = Checkpoint(folder)
-    entry = embedder_for(checkpoint.config)
-    assert entry is not None
-    return checkpoint, entry.read(checkpoint)
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """Checkpoint, reading, bundle of a layout; written once, in this process."""
-    made = {}
-
-    def build(name: str, target=TARGET, recipe: str = "f16"):
-        key = name, target.name, recipe
-        if key not in made:
-            root = tmp_path_factory.mktemp("embedder")
-            folder = LAYOUTS[name](root / "checkpoint")
-            checkpoint, reading = read(folder)
-            dropped = reading.weights.resolve(checkpoint.shapes(False))
-            plan = job.plan_embedder(reading, target, load_recipe(recipe), dropped)
-            write(plan, reading, checkpoint, root / "bundle")
-            made[key] = checkpoint, reading, root / "bundle"
-        return made[key]
-
-    return build
-
-
-def write(plan, reading, checkpoint, out, finish=lambda *_: "unchecked"):
-    """The bundle, in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in HERE:
-            patch.setattr(name, lambda _, f, *a, progress: f(*a, progress))
-        return job.build_embedder(plan, reading, checkpoint, out, finish)
-
-
-def status(report):
-    return {rung.name: rung.status for rung in report.rungs}
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip"])

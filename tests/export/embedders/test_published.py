@@ -88,8 +88,9 @@ def test_every_tensor_of_a_published_clip_has_its_place(name, tmp_path):
 def test_a_published_clip_gives_pooled_rows_and_patches(name, tmp_path):
     sizes, _, patches = CLIPS[name]
     spec = read(clip_folder(tmp_path, sizes)).spec
-    assert run(image_graph(spec)) == (1, sizes["projection_dim"])
-    assert run(text_graph(spec.text)) == (1, sizes["projection_dim"])
+    rows = (1, patches, spec.encoder.width)
+    assert run(image_graph(spec)) == {"image_embeds": (1, sizes["projection_dim"]), "patches": rows}
+    assert run(text_graph(spec.text)) == {"text_embeds": (1, sizes["projection_dim"])}
     # As a model that answers takes them: of the layer before the last, with or without the class.
     for keep_prefix in (False, True):
         cut = replace(spec.encoder, select_layer=-2, keep_prefix=keep_prefix)
@@ -108,14 +109,15 @@ def stored(parameters):
 
 
 def run(graph):
-    """The shape of a graph's output, computed without data."""
+    """The shapes of a graph's outputs, computed without data."""
     with torch.device("meta"):
         weights = {n: torch.empty(s) for n, s in graph.stored().items()}
         dtype = torch.int64 if graph.integer else torch.float32
         given = [torch.empty(shape, dtype=dtype) for shape in graph.inputs.values()]
         made = graph.apply(weights, given)
-    assert tuple(made.shape) == graph.output_shape
-    return tuple(made.shape)
+    shapes = {n: tuple(one.shape) for n, one in zip(graph.outputs, made, strict=True)}
+    assert shapes == graph.outputs
+    return shapes
 
 
 class Block(nn.Module):
@@ -224,6 +226,8 @@ def test_every_tensor_of_a_published_vitamin_has_its_place(name, tmp_path):
 def test_a_published_vitamin_gives_both_embeddings_in_one_space(name, tmp_path):
     architecture, embed, *_ = VITAMINS[name]
     spec = read(vitamin_folder(tmp_path, name)).spec
-    assert run(image_graph(spec)) == run(text_graph(spec.text)) == (1, embed)
+    image, text = run(image_graph(spec)), run(text_graph(spec.text))
+    assert image["image_embeds"] == text["text_embeds"] == (1, embed)
     side = int(architecture.rsplit("_", 1)[1]) // 16
+    assert image["patches"] == (1, side**2, spec.encoder.width)
     assert (spec.encoder.image.size_px, spec.encoder.tokens_out) == (16 * side, side**2)

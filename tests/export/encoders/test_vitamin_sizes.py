@@ -30,10 +30,9 @@ def features_graph(spec):
         name="features",
         inputs={"pixel_values": (1, 3, side, side)},
         images={"pixel_values": spec.image},
-        output="features",
-        output_shape=(spec.tokens_out, spec.width),
+        outputs={"features": (spec.tokens_out, spec.width)},
         parts=(("", ENCODER.parameters(spec)),),
-        apply=lambda weights, given: ENCODER.apply(spec, weights, given[0])[0],
+        apply=lambda weights, given: (ENCODER.apply(spec, weights, given[0])[0],),
     )
 
 

@@ -55,9 +55,9 @@ def test_a_large_table_of_bytes_is_mapped_and_gives_the_same_values(
     table, small = onnx.load_model_from_string(made).graph.initializer
     assert (table.data_location, small.data_location) == (TensorProto.EXTERNAL, 0)
     run = VISION_ENGINES["onnx"].open_graph(path, None, 1)
-    np.testing.assert_array_equal(run(IDS), wanted[0][None])
+    np.testing.assert_array_equal(run(IDS)["sum"], wanted[0][None])
     np.testing.assert_array_equal(
-        run(IDS), onnxruntime.InferenceSession(str(path)).run(None, {"ids": IDS})[0]
+        run(IDS)["sum"], onnxruntime.InferenceSession(str(path)).run(None, {"ids": IDS})[0]
     )
 
 
@@ -81,7 +81,7 @@ def test_a_wrong_offset_would_be_seen(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(_mapped, "_message", shifted)
     run = VISION_ENGINES["onnx"].open_graph(path, None, 1)
-    assert not np.array_equal(run(IDS), wanted[0][None])
+    assert not np.array_equal(run(IDS)["sum"], wanted[0][None])
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
@@ -91,7 +91,7 @@ def test_wider_types_are_left_where_they_are(tmp_path: Path, kind: type[np.gener
     wanted = write(path, kind)
     assert mapped_model(path) is None
     run = VISION_ENGINES["onnx"].open_graph(path, None, 1)
-    np.testing.assert_array_equal(run(IDS), wanted[0][None])
+    np.testing.assert_array_equal(run(IDS)["sum"], wanted[0][None])
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "cut", "no graph"])
