@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mllm_export
+from mllm_export.caches import cache_folder
 from mllm_export.checkpoint import Asked, Checkpoint
 from mllm_export.device_tests.samples import calibration_sha256
 from mllm_export.errors import CheckError
@@ -136,5 +137,4 @@ def _cache(
         "version": mllm_export.__version__,
     }
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "mllm-export" / f"curve-{key}.json"
+    return cache_folder() / f"curve-{key}.json"

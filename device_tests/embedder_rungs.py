@@ -167,7 +167,7 @@ def _on_own_weights(context: EmbedderContext, cases: _Cases) -> _Cases | None:
 def _held(context: EmbedderContext, of: str, cases: _Cases, made: _Cases) -> Iterator[Measurement]:
     """Embeddings and patches apart, each with the limits that a tower's rows have."""
     for what, pairs in (
-        ("", [*_images(cases, made), *_texts(cases, made)]),
+        ("", [*_embeddings(cases.images, made.images), *_embeddings(cases.texts, made.texts)]),
         ("patches: ", _patches(cases, made)),
     ):
         for name, value in _compared(pairs).items():
@@ -177,20 +177,20 @@ def _held(context: EmbedderContext, of: str, cases: _Cases, made: _Cases) -> Ite
 
 def _worst_cosines(context: EmbedderContext, cases: _Cases, made: _Cases) -> Iterator[Measurement]:
     """Of images and of texts by themselves."""
-    for what, pairs in (("image", _images(cases, made)), ("text", _texts(cases, made))):
+    for what, pairs in (
+        ("image", _embeddings(cases.images, made.images)),
+        ("text", _embeddings(cases.texts, made.texts)),
+    ):
         if pairs:
             worst = _compared(pairs)["worst-token cosine"]
             yield context.limits.measure("tower", f"{what}: worst cosine", worst)
 
 
-def _images(cases: _Cases, made: _Cases) -> _Pairs:
-    pairs = zip(cases.images, made.images, strict=True)
-    return [(case.expected[None], one.expected[None]) for case, one in pairs]
-
-
-def _texts(cases: _Cases, made: _Cases) -> _Pairs:
-    pairs = zip(cases.texts, made.texts, strict=True)
-    return [(case.expected[None], one.expected[None]) for case, one in pairs]
+def _embeddings(
+    cases: Sequence[ImageCase | TextCase], made: Sequence[ImageCase | TextCase]
+) -> _Pairs:
+    """Each is one row."""
+    return [(c.expected[None], one.expected[None]) for c, one in zip(cases, made, strict=True)]
 
 
 def _patches(cases: _Cases, made: _Cases) -> _Pairs:
