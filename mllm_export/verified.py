@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import ctypes
 import os
-import stat
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
-from mllm_export.caches import cache_folder
+from mllm_export.caches import cache_folder, read_own, write_own
 from mllm_export.errors import BundleError
 from mllm_export.hashing import has_sha256
 
@@ -53,7 +52,8 @@ def holds(path: Path, sha256: str) -> bool:
         return True
     held = has_sha256(path, sha256)
     if held and seen is not None and _settled(path, begun_s) and _sight(path, sha256) == seen:
-        with suppress(OSError):
+        # RuntimeError: a user without a home.
+        with suppress(OSError, RuntimeError):
             _remember(seen)
     return held
 
@@ -98,30 +98,14 @@ def _settled(path: Path, now_s: float) -> bool:
 def _lines() -> list[str]:
     """What is remembered; nothing that another user could have written."""
     try:
-        file = os.open(cache_folder() / _RECORD, os.O_RDONLY | os.O_NOFOLLOW)
+        found = read_own(cache_folder() / _RECORD, _MOST_BYTES)
     # RuntimeError: a user without a home.
     except (OSError, RuntimeError):
         return []
-    with open(file, "rb") as opened:
-        found = os.fstat(file)
-        ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
-        if not ours or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            return []
-        return opened.read(_MOST_BYTES).decode("ascii", "backslashreplace").splitlines()
+    return found.decode("ascii", "backslashreplace").splitlines()
 
 
 def _remember(line: str) -> None:
     """Add a line. One that another process adds at the same time may be lost: it costs a hash."""
-    import tempfile
-
     lines = [*_lines(), line][-_MOST_LINES:]
-    folder = cache_folder()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    number, name = tempfile.mkstemp(prefix=f".{_RECORD}.", dir=folder)
-    try:
-        with open(number, "w", encoding="ascii") as file:
-            file.write("\n".join(lines) + "\n")
-        os.replace(name, folder / _RECORD)
-    except OSError:
-        os.unlink(name)
-        raise
+    write_own(cache_folder() / _RECORD, ("\n".join(lines) + "\n").encode("ascii"))

@@ -205,3 +205,15 @@ def test_the_record_does_not_grow_without_end(file: Path, record: Path) -> None:
         assert verified.holds(file, SHA256)
     assert len(record.read_text(encoding="ascii").splitlines()) == 64
     assert verified._sight(file, SHA256) in verified._lines()
+
+
+def test_a_user_without_a_home_has_every_file_hashed(
+    file: Path, record: Path, hashed: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(verified, "cache_folder", nowhere)
+    assert verified.holds(file, SHA256)
+    assert verified.holds(file, SHA256)
+    assert hashed == [file, file]
