@@ -1,4 +1,4 @@
-"""How long a build will take here, from its plan and a moment's measuring; no weight is read."""
+"""How long a build will take here, from its plan and a moment's measuring."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from math import prod
 
 import numpy as np
 
+from mllm_export.export.disk_pace import DiskPace
 from mllm_export.export.forecast import unchecked_build_memory_bytes
 from mllm_export.export.tower_int8 import quantize_columns
 from mllm_export.export.tower_plan import tower_tensors
@@ -50,7 +51,6 @@ _PIECE_MOVES = 46
 the arenas that these ask for (13.2 s in all)."""
 _DECODER_MOVES, _WRITTEN_MOVES = 2, 12
 """What a decoder reads, and what any artifact writes."""
-_SYNC_MOVES = 4
 _LOAD_MOVES = 5
 _PIECE_RUNS = 3
 """As published, with ONNX Runtime's operators, and quantized; see `tower_steps`."""
@@ -87,12 +87,17 @@ class Forecast:
     checked: bool
 
 
-def forecast_build(plan: Plan, *, keeps_beginning: bool, checked: bool) -> Forecast:
-    """From the plan and this machine's pace; see `build_seconds`."""
+def forecast_build(
+    plan: Plan, disks: Callable[[], DiskPace], *, keeps_beginning: bool, checked: bool
+) -> Forecast:
+    """From the plan and this machine's pace; see `build_seconds`.
+
+    `disks` measures theirs, and is not asked where the time of a stage is not known.
+    """
     seconds = None
     if is_forecast(plan):
         pace = measure_pace(decoder_layouts(plan))
-        seconds = build_seconds(plan, pace, keeps_beginning=keeps_beginning)
+        seconds = build_seconds(plan, pace, disks(), keeps_beginning=keeps_beginning)
     peak = unchecked_build_memory_bytes(plan, keeps_beginning=keeps_beginning)
     if checked:
         peak = max(peak, plan.build_memory_bytes)
@@ -105,15 +110,23 @@ def measure_pace(layouts: Iterable[str]) -> Pace:
     rows = np.tile(some.astype(np.float16), (64, 1))
     square = np.ones((_SIDE, _SIDE), np.float32)
     chunk = np.ones(_CHUNK_BYTES, np.uint8)
+    names = sorted(set(layouts))
+    sorting, copying, hashing, multiplying, storing, *packing = _least_seconds(
+        _sorting,
+        chunk.copy,
+        partial(hashlib.sha256, chunk.data),
+        partial(np.matmul, square, square),
+        partial(quantize_columns, some, signed=True),
+        *(partial(LAYOUTS[name].pack, rows) for name in names),
+    )
     return Pace(
-        slowness=_least_seconds(_sorting) / _SORTED_SECONDS,
-        copied_bytes=_CHUNK_BYTES / _least_seconds(chunk.copy),
-        hashed_bytes=_CHUNK_BYTES / _least_seconds(partial(hashlib.sha256, chunk.data)),
-        multiplied=_SIDE**3 / _least_seconds(partial(np.matmul, square, square)),
-        column_seconds=_least_seconds(partial(quantize_columns, some, signed=True)) / some.size,
+        slowness=sorting / _SORTED_SECONDS,
+        copied_bytes=_CHUNK_BYTES / copying,
+        hashed_bytes=_CHUNK_BYTES / hashing,
+        multiplied=_SIDE**3 / multiplying,
+        column_seconds=storing / some.size,
         packed_seconds={
-            name: _least_seconds(partial(LAYOUTS[name].pack, rows)) / rows.size
-            for name in sorted(set(layouts))
+            name: seconds / rows.size for name, seconds in zip(names, packing, strict=True)
         },
     )
 
@@ -130,26 +143,33 @@ def is_forecast(plan: Plan) -> bool:
     return known and not calibrates and not plan.needs_pictures
 
 
-def build_seconds(plan: Plan, pace: Pace, *, keeps_beginning: bool) -> float | None:
+def build_seconds(
+    plan: Plan, pace: Pace, disks: DiskPace, *, keeps_beginning: bool
+) -> float | None:
     """Wall time of a build before its checks; None where a stage is not known.
 
     `keeps_beginning`: the prompt's beginning is computed here, which only the device's own
-    architecture can. The sources' hashes are left out: they are taken while the stages run.
+    architecture can. While the tower is made the sources are read once and hashed: its weights come
+    no sooner from a slow disk, and what follows waits for the hashes. Sources larger than the
+    memory are read once more, which is not counted.
     """
     if not is_forecast(plan):
         return None
+    read = disks.unread_bytes / disks.read_bytes
+    hashed = read + disks.source_bytes / pace.hashed_bytes
     seconds = _PLAN_SECONDS * pace.slowness
     for artifact in plan.artifacts:
+        seconds += artifact.size_bytes / pace.hashed_bytes
+        seconds += artifact.size_bytes / disks.written_bytes
         if artifact.format == "onnx":
-            seconds += _float_tower_seconds(plan, pace)
+            made = max(_float_tower_seconds(plan, pace), read)
             if is_quantized(artifact):
-                seconds += _quantized_tower_seconds(plan, pace)
+                made += _quantized_tower_seconds(plan, pace)
+            seconds += max(made, hashed)
         else:
             seconds += _decoder_seconds(artifact, pace)
             if keeps_beginning:
                 seconds += _prefix_seconds(artifact, pace)
-        seconds += artifact.size_bytes / pace.hashed_bytes
-        seconds += _SYNC_MOVES * artifact.size_bytes / pace.copied_bytes
     return seconds
 
 
@@ -210,10 +230,13 @@ def _sorting() -> None:
     words.sort()
 
 
-def _least_seconds(work: Callable[[], object]) -> float:
-    found: list[float] = []
-    while len(found) < _TRIES and sum(found) < _ENOUGH_SECONDS:
-        started = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - started)
-    return min(found)
+def _least_seconds(*works: Callable[[], object]) -> list[float]:
+    """Of each, tried in turn: what else this machine does for a moment meets one try of each."""
+    found: list[list[float]] = [[] for _ in works]
+    for _ in range(_TRIES):
+        for work, times in zip(works, found, strict=True):
+            if sum(times) < _ENOUGH_SECONDS:
+                started = time.perf_counter()
+                work()
+                times.append(time.perf_counter() - started)
+    return [min(times) for times in found]

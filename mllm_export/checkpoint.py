@@ -276,10 +276,16 @@ class Checkpoint:
         self, tower: bool, companions: tuple[Companion, ...] = ()
     ) -> tuple[SourceFile, ...]:
         """Size and SHA-256 of every file the export depends on."""
+        return tuple(_source(folder, path) for folder, path in self.source_paths(tower, companions))
+
+    def source_paths(
+        self, tower: bool, companions: tuple[Companion, ...] = ()
+    ) -> tuple[tuple[Path, Path], ...]:
+        """Every file the export depends on, behind the folder it is found in."""
         folders = [(self.main, True)] + ([(self.tower, True)] if tower and self.tower else [])
         folders += [(self.companion(one), one.has_weights) for one in companions]
         return tuple(
-            _source(folder.path, path)
+            (folder.path, path)
             for folder, with_weights in folders
             for path in _source_paths(folder, with_weights)
         )

@@ -77,7 +77,7 @@ def build(
         with ProgressBars() as progress:
             job = keep_floor(job, mmproj, given, progress)
     given.tell_unused(job, has_budget=memory_budget is not None)
-    expected = _forecast(job, no_check)
+    expected = _forecast(job, out, no_check)
     with ProgressBars() as progress:
         report = build_bundle(job, out, evaluation, no_check, progress, given)
     _tell(out, report, as_json)
@@ -172,15 +172,24 @@ def _within(job: Job, memory_budget: str, mmproj: bool, given: Calibration) -> J
     return spent
 
 
-def _forecast(job: Job, no_check: bool) -> Forecast:
+def _forecast(job: Job, out: Path, no_check: bool) -> Forecast:
     from mllm_export.commands.plan import summary
+    from mllm_export.export.disk_pace import DiskPace, measure_disks
     from mllm_export.export.pace import forecast_build
     from mllm_export.terminal import stderr
 
     console = stderr()
     for line in summary(job.plan):
         console.print(line, markup=False)
-    forecast = forecast_build(job.plan, keeps_beginning=_keeps_beginning(job), checked=not no_check)
+
+    def disks() -> DiskPace:
+        reading = job.reading
+        sources = job.checkpoint.source_paths(reading.uses_tower_folder, reading.folders)
+        return measure_disks([path for _, path in sources], out.parent)
+
+    forecast = forecast_build(
+        job.plan, disks, keeps_beginning=_keeps_beginning(job), checked=not no_check
+    )
     console.print(f"Forecast: {_in_words(forecast)}", soft_wrap=True)
     return forecast
 
