@@ -3,9 +3,11 @@
     python -m mllm_export.device_tests.benchmarks.building compare CKPT \
         --converter llama.cpp/convert_hf_to_gguf.py --work DIR -o table.md
 
-Both sides run one after the other on the same cores, each in a process of its own, as often as
-asked; the table has the medians, and their ratio. The language model is copied first, once, into
-a folder of its own, since the converter knows no multimodal checkpoint.
+Both sides run one after the other on the same cores, each in processes of its own. In every round
+ours writes each recipe's file from the checkpoint; theirs converts once, and quantizes that file
+once for each recipe, each of which counts with the conversion. The table has the medians of the
+rounds so far, and of their ratios. The language model is copied first, once, into a folder of its
+own, since the converter knows no multimodal checkpoint.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Annotated
 import typer
 
 from mllm_export.records import record
+from mllm_export.terminal import stderr
 
 RECIPES = ("f16", "q8_0", "q4_0", "q4_k_m")
 _FILE_TYPES = {"q4_0": 2, "q8_0": 7, "q4_k_m": 15}
@@ -33,7 +36,7 @@ app = typer.Typer(add_completion=False, help=__doc__)
 
 @record
 class Run:
-    """What one process took."""
+    """What one process took, or two in turn."""
 
     seconds: float
     cpu_seconds: float
@@ -90,67 +93,86 @@ def compare(
     work: Annotated[Path, typer.Option(help="A folder with room for three times the model.")],
     out: Annotated[Path, typer.Option("-o", help="The table, in Markdown.")],
     recipe: Annotated[list[str], typer.Option(help="Given more than once.")] = list(RECIPES),  # noqa: B006
-    repeats: int = 5,
+    repeats: Annotated[int, typer.Option(min=1)] = 5,
 ) -> None:
     """Run both sides in turn and write the table."""
     work.mkdir(parents=True, exist_ok=True)
     plain = work / "language-model"
     # In a process of its own: Linux counts what this one ever held as its children's.
     subprocess.run([*_this("copy"), str(checkpoint), str(plain)], check=True)
-    lines = [
-        f"{checkpoint.name}, {os.cpu_count()} cores, {repeats} runs each, medians\n",
-        "| recipe | ours | CPU | peak | converter + quantizer | CPU | peak | time ratio "
-        "| CPU ratio |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name in recipe:
-        pairs = [
-            (ours(checkpoint, name, work), theirs(plain, converter, name, work))
-            for _ in range(repeats)
-        ]
-        lines.append(_row(name, pairs))
-        typer.echo(lines[-1])
-        out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rounds: list[dict[str, tuple[Run, Run]]] = []
+    for _ in range(repeats):
+        mine = {name: ours(checkpoint, name, work) for name in recipe}
+        other = theirs(plain, converter, recipe, work)
+        rounds.append({name: (mine[name], other[name]) for name in recipe})
+        out.write_text(_table(checkpoint.name, rounds), encoding="utf-8")
+        stderr().print(f"{len(rounds)} of {repeats} rounds")
+    typer.echo(out.read_text(encoding="utf-8"), nl=False)
 
 
 def ours(checkpoint: Path, recipe: str, work: Path) -> Run:
     """One file from the checkpoint."""
-    return _timed([[*_this("decoder"), str(checkpoint), recipe, str(work / "ours.gguf")]], work)
+    made = work / "ours.gguf"
+    found = _timed([*_this("decoder"), str(checkpoint), recipe, str(made)])
+    made.unlink()
+    return found
 
 
-def theirs(plain: Path, converter: Path, recipe: str, work: Path) -> Run:
-    """A float16 file from the folder, and the quantized file from that."""
+def theirs(plain: Path, converter: Path, recipes: Sequence[str], work: Path) -> dict[str, Run]:
+    """A float16 file from the folder, and each quantized file from that."""
     middle, end = work / "upstream-f16.gguf", work / "upstream.gguf"
-    steps = [
-        [sys.executable, str(converter), str(plain), "--outtype", "f16", "--outfile", str(middle)]
-    ]
-    if recipe != "f16":
-        steps.append([*_this("quantize"), str(middle), str(end), recipe])
-    return _timed(steps, work, converter.parent / "gguf-py")
+    step = [sys.executable, str(converter), str(plain), "--outtype", "f16"]
+    first = _timed([*step, "--outfile", str(middle)], converter.parent / "gguf-py")
+    found = {}
+    for recipe in recipes:
+        found[recipe] = first
+        if recipe != "f16":
+            second = _timed([*_this("quantize"), str(middle), str(end), recipe])
+            found[recipe] = _one_after_another(first, second)
+            end.unlink()
+    middle.unlink()
+    return found
 
 
 def _this(command: str) -> list[str]:
     return [sys.executable, "-m", __spec__.name, command]
 
 
-def _timed(steps: Sequence[list[str]], work: Path, path: Path | None = None) -> Run:
+def _timed(step: list[str], path: Path | None = None) -> Run:
     environment = {**os.environ, **({"PYTHONPATH": str(path)} if path else {})}
-    started, peak_kib, cpu_seconds = time.monotonic(), 0, 0.0
-    for step in steps:
-        process = subprocess.Popen(
-            step, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        assert process.stderr is not None
-        said = process.stderr.read()
-        _, status, used = os.wait4(process.pid, 0)
-        if status:
-            raise RuntimeError(f"{' '.join(step)}: {said.decode(errors='replace')[-2000:]}")
-        peak_kib = max(peak_kib, used.ru_maxrss)
-        cpu_seconds += used.ru_utime + used.ru_stime
-    seconds = time.monotonic() - started
-    for left in work.glob("*.gguf"):
-        left.unlink()
-    return Run(seconds=seconds, cpu_seconds=cpu_seconds, peak_mib=peak_kib >> 10)
+    started = time.monotonic()
+    process = subprocess.Popen(
+        step, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    said = process.stderr.read()
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"{' '.join(step)}: {said.decode(errors='replace')[-2000:]}")
+    return Run(
+        seconds=time.monotonic() - started,
+        cpu_seconds=used.ru_utime + used.ru_stime,
+        peak_mib=used.ru_maxrss >> 10,
+    )
+
+
+def _one_after_another(first: Run, second: Run) -> Run:
+    return Run(
+        seconds=first.seconds + second.seconds,
+        cpu_seconds=first.cpu_seconds + second.cpu_seconds,
+        peak_mib=max(first.peak_mib, second.peak_mib),
+    )
+
+
+def _table(name: str, rounds: Sequence[dict[str, tuple[Run, Run]]]) -> str:
+    lines = [
+        f"{name}, {os.cpu_count()} cores, {len(rounds)} runs each, medians\n",
+        "| recipe | ours | CPU | peak | converter + quantizer | CPU | peak | time ratio "
+        "| CPU ratio |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(_row(recipe, [found[recipe] for found in rounds]) for recipe in rounds[0]),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _row(recipe: str, pairs: Sequence[tuple[Run, Run]]) -> str:
