@@ -6,17 +6,13 @@ import hashlib
 
 import numpy as np
 
-from mllm_export.bundle import Bundle, Manifest
-from mllm_export.prefix import PREFIX, Prefix, write_prefix
+from mllm_export.bundle import Bundle
+from mllm_export.prefix import PREFIX, Prefix, prefix_bytes
 from mllm_export.progress import Progress, Step
+from mllm_export.runtimes.beginning import ROOM, unchanging_ids
 from mllm_export.runtimes.engines import DECODER_ENGINES, Decoder, KeepsBeginning
 from mllm_export.runtimes.machine import usable_cores
 from mllm_export.runtimes.opening import is_small
-from mllm_export.runtimes.prompt import encode_prompt
-from mllm_export.spec import IMAGE_ID
-
-_PROBES = ("?", "What is in the picture?")
-_ROOM = 32
 
 
 def prefix_stage(bundle: Bundle, progress: Progress) -> bool:
@@ -28,14 +24,14 @@ def prefix_stage(bundle: Bundle, progress: Progress) -> bool:
     manifest = bundle.manifest
     decoder = _open(bundle, manifest.context_tokens)
     try:
-        ids = beginning(manifest, decoder)
-        if not ids or len(ids) + _ROOM > manifest.context_tokens:
+        ids = list(unchanging_ids(manifest, decoder))
+        if not ids:
             return False
         assert isinstance(decoder, KeepsBeginning), "opened as llama.cpp's"
         state = decoder.state_behind(ids)
         if not state:
             return False
-        question = [ids, ids[-_ROOM:]]
+        question = [ids, ids[-ROOM:]]
         computed = decoder.evaluate(question, all_logits=False)
         decoder.forget()
         decoder.begin_with(ids, state)
@@ -53,17 +49,9 @@ def prefix_stage(bundle: Bundle, progress: Progress) -> bool:
         ids=tuple(ids),
         state_sha256=hashlib.sha256(state).hexdigest(),
     )
-    write_prefix(bundle.folder / PREFIX, prefix, state)
+    (bundle.folder / PREFIX).write_bytes(prefix_bytes(prefix, state))
     progress(Step(stage="prefix", item="state", done=1, total=1, unit="files"))
     return True
-
-
-def beginning(manifest: Manifest, decoder: Decoder) -> list[int]:
-    """The ids before the image, where they do not depend on the question; else none."""
-    spec = manifest.model
-    found = [encode_prompt(spec, decoder.tokenize, question, 1) for question in _PROBES]
-    heads = [ids[: ids.index(IMAGE_ID)] for ids in found]
-    return heads[0] if heads[0] == heads[1] else []
 
 
 def _open(bundle: Bundle, context_tokens: int) -> Decoder:

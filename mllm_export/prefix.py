@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from mllm_export.errors import BundleError
 from mllm_export.kv_cache import KvType
-from mllm_export.records import as_plain, from_json, record
+from mllm_export.records import from_json, record
 
 PREFIX = "prefix.state"
 
@@ -31,15 +32,17 @@ class Prefix:
     state_sha256: str
 
 
-def write_prefix(path: Path, prefix: Prefix, state: bytes) -> None:
-    """The same state gives the same bytes."""
-    head = json.dumps(as_plain(prefix), sort_keys=True).encode()
-    path.write_bytes(head + b"\n" + state)
+def prefix_bytes(prefix: Prefix, state: bytes) -> bytes:
+    """The file; the same state gives the same bytes."""
+    return json.dumps(asdict(prefix), sort_keys=True).encode() + b"\n" + state
 
 
-def read_prefix(path: Path) -> tuple[Prefix, bytes]:
-    """Raises: BundleError for a file of another form, or whose state was changed."""
-    head, _, state = path.read_bytes().partition(b"\n")
+def read_prefix(data: bytes, path: Path) -> tuple[Prefix, bytes]:
+    """What a file holds; `path` is for errors.
+
+    Raises: BundleError for a file of another form, or whose state was changed.
+    """
+    head, _, state = data.partition(b"\n")
     prefix = from_json(Prefix, head, path, BundleError)
     if hashlib.sha256(state).hexdigest() != prefix.state_sha256:
         raise BundleError(f"{path}: the state was changed since it was written; build it again")

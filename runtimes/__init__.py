@@ -28,6 +28,10 @@ def load(
     that was compared on this machine since it started, and has not changed since, is not read
     for it again, unless MLLM_VERIFY is `always`. `kv_type` is the bundle's unless given.
 
+    Where the bundle has no state for this machine to begin prompts with, a first call computes it
+    and keeps it in the user's cache folder; not for decoders below 32 MiB, which are as fast
+    without, nor without `verify`.
+
     Raises: BundleError, saying why, for a bundle that is incomplete, changed, or not for this
     runtime; EngineError when an engine refuses one of its files.
     """

@@ -15,7 +15,7 @@ from mllm_export.bundle import Bundle, FileRole, check_file, open_bundle
 from mllm_export.catalog import Catalog
 from mllm_export.errors import BundleError, EngineError
 from mllm_export.kv_cache import KvType
-from mllm_export.prefix import Prefix, read_prefix
+from mllm_export.runtimes.beginning import Kept, begin, begin_here, bundled
 from mllm_export.runtimes.engines import (
     DECODER_ENGINES,
     VISION_ENGINES,
@@ -78,41 +78,17 @@ def open_session(
     def meanwhile() -> Kept | None:
         imported.wait()
         importlib.import_module(_SESSION)
-        return kept(bundle)
+        return bundled(bundle)
 
     tower, decoder, beginning = _open_all(bundle, verify, open_tower, open_decoder, meanwhile)
-    if beginning is not None and isinstance(decoder, KeepsBeginning):
-        begin(bundle, decoder, kv, beginning)
+    if isinstance(decoder, KeepsBeginning):
+        begun = beginning is not None and begin(bundle, decoder, kv, beginning)
+        # What was not compared with its hash must not leave a state under that hash.
+        if not begun and verify and not is_small(decoder_path):
+            begin_here(bundle, decoder, kv)
     from mllm_export.runtimes.session import Session
 
     return Session(bundle, tower, decoder)
-
-
-Kept = tuple[Prefix, bytes]
-"""The bundle's state, and what it can go on from."""
-
-
-def kept(bundle: Bundle) -> Kept | None:
-    """None where a bundle has no state, or one that was changed."""
-    path = bundle.find("prefix")
-    try:
-        return None if path is None else read_prefix(path)
-    except BundleError:
-        return None
-
-
-def begin(bundle: Bundle, decoder: KeepsBeginning, kv: KvType, beginning: Kept) -> bool:
-    """Have the decoder begin with the bundle's state; False where that is not for this one.
-
-    Any other decoder, engine, CPU or KV type would have computed other bits.
-    """
-    prefix, state = beginning
-    (file,) = (file for file in bundle.manifest.files if file.role == "decoder")
-    found = (file.sha256, decoder.arithmetic, kv)
-    if found != (prefix.decoder_sha256, prefix.arithmetic, prefix.kv_type):
-        return False
-    decoder.begin_with(list(prefix.ids), state)
-    return True
 
 
 def _open_all(

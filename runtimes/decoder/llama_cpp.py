@@ -18,6 +18,7 @@ from mllm_export.runtimes.decoder._handles import (
     BATCH_ROWS,
     check_sizes,
     free,
+    is_fused,
     open_context,
     open_model,
 )
@@ -47,6 +48,7 @@ class LlamaCppDecoder:
         self.positions = 0
         self.reused_positions = 0
         self._kept: list[Chunk] = []
+        self._kv_type = kv_type
         model = open_model(path)
         try:
             self._vocab = llama_cpp.llama_model_get_vocab(model)
@@ -170,8 +172,9 @@ class LlamaCppDecoder:
 
     @property
     def arithmetic(self) -> str:
-        """What the bits of a state depend on beside the file."""
-        return _library.arithmetic()
+        """What the bits of a state depend on beside the file and the KV type."""
+        attention = "fused" if is_fused(self._kv_type) else "plain"
+        return f"{_library.arithmetic()}; {attention} attention, batches of {BATCH_ROWS}"
 
     def state_behind(self, ids: list[int]) -> bytes:
         """The state that a first segment of these ids leaves; empty where no batch ends there.
@@ -191,7 +194,7 @@ class LlamaCppDecoder:
     def begin_with(self, ids: list[int], state: bytes) -> None:
         """Put that state back whenever a prompt begins with these ids and nothing is kept."""
         self._require_open()
-        if isinstance(self._states, NoStates):
+        if isinstance(self._states, NoStates) and 0 < len(ids) <= BATCH_ROWS:
             (chunk,) = cut([ids], BATCH_ROWS)
             self._states = PrefixStates(self._context, chunk, state)
 

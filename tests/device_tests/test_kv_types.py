@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from mllm_export.commands.opening import plan_job
@@ -74,6 +75,23 @@ def test_a_coarser_cache_loses_more_so_that_another_type_than_asked_for_is_seen(
     losses = [lost(reference, sequence, engine(path, spec, sequence, kind)) for kind in kinds]
     assert losses[0] < 1e-5
     assert 3 * losses[0] < losses[1] < losses[2] / 10
+
+
+@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0"])
+def test_a_beginning_that_one_thread_computed_gives_two_the_bits_of_computing_it(measured, kind):
+    path, spec, _, sequence = measured
+    segments = splice(sequence.ids, list(sequence.images), spec.decoder.vocab)
+    alone = ENGINE.open(path, spec, 512, 1, kind)
+    state = alone.state_behind(segments[0])
+    alone.close()
+    decoder = ENGINE.open(path, spec, 512, 2, kind)
+    computed = decoder.evaluate(segments, all_logits=False)
+    decoder.forget()
+    decoder.begin_with(segments[0], state)
+    begun = decoder.evaluate(segments, all_logits=False)
+    assert decoder.reused_positions == len(segments[0]) > 10
+    decoder.close()
+    np.testing.assert_array_equal(begun, computed)
 
 
 def test_a_session_takes_the_bundles_type_unless_told_otherwise(measured, tmp_path, monkeypatch):

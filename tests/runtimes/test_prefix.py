@@ -13,15 +13,13 @@ from PIL import Image
 
 from mllm_export.bundle import describe_file, open_bundle, read_manifest, write_manifest
 from mllm_export.device_tests.prefix import prefix_stage
-from mllm_export.prefix import PREFIX, Prefix, read_prefix, write_prefix
+from mllm_export.prefix import PREFIX, Prefix, prefix_bytes, read_prefix
 from mllm_export.progress import silent
 from mllm_export.runtimes import load
+from mllm_export.runtimes.beginning import bundled
 from mllm_export.runtimes.decoder.llama_cpp import ENGINE, LlamaCppDecoder
-from mllm_export.runtimes.opening import kept
-from mllm_export.runtimes.session import Session
 from mllm_export.spec import IMAGE_ID, ModelSpec
-
-QUESTION = "how many red circle"
+from tests.runtimes.asking import QUESTION, asked
 
 
 def with_prefix(folder: Path) -> Path:
@@ -38,15 +36,6 @@ def named(folder: Path) -> None:
     others = tuple(file for file in manifest.files if file.role != "prefix")
     found = describe_file(folder, PREFIX, "prefix")
     write_manifest(folder, replace(manifest, files=(*others, found)))
-
-
-def asked(session: Session, picture: Image.Image) -> tuple[list[int], int, np.ndarray]:
-    """Ids of an answer, what was reused for it, and the logits it began with."""
-    steps = list(session.generate(QUESTION, picture, max_tokens=12))
-    session.forget()
-    segments, _ = session._prepare(QUESTION, picture)
-    logits = session._decoder.evaluate(segments, all_logits=False)
-    return [step.token_id for step in steps], steps[0].reused_positions, logits
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -117,7 +106,7 @@ def test_a_state_that_does_not_fit_is_not_used(
     with load(bundle_copy, threads=1) as session:
         ids, _, logits = asked(session, picture)
     path = with_prefix(bundle_copy) / PREFIX
-    write_prefix(path, *change(*read_prefix(path)))
+    path.write_bytes(prefix_bytes(*change(*read_prefix(path.read_bytes(), path))))
     named(bundle_copy)
     with load(bundle_copy, threads=1) as session:
         begun, reused, rows = asked(session, picture)
@@ -129,7 +118,7 @@ def test_a_state_that_does_not_fit_is_not_used(
 def test_a_file_of_another_form_is_not_used(bundle_copy: Path, data: bytes) -> None:
     (with_prefix(bundle_copy) / PREFIX).write_bytes(data)
     named(bundle_copy)
-    assert kept(open_bundle(bundle_copy)) is None
+    assert bundled(open_bundle(bundle_copy)) is None
     with load(bundle_copy, threads=1) as session:
         assert next(session.generate([1, 5])).reused_positions == 0
 
@@ -192,5 +181,6 @@ def test_it_is_not_written_unless_it_gives_the_same_bits(
         assert not prefix_stage(open_bundle(bundle_copy), silent)
     assert not (bundle_copy / PREFIX).exists()
     assert prefix_stage(open_bundle(bundle_copy), silent)
-    prefix, state = read_prefix(bundle_copy / PREFIX)
+    path = bundle_copy / PREFIX
+    prefix, state = read_prefix(path.read_bytes(), path)
     assert hashlib.sha256(state).hexdigest() == prefix.state_sha256
