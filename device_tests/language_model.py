@@ -13,7 +13,7 @@ import numpy as np
 from mllm_export.checkpoint import Checkpoint
 from mllm_export.errors import CheckError
 from mllm_export.export.family import Reading, read_spec
-from mllm_export.export.parts import Array
+from mllm_export.export.parts import TOKENIZERS, Array
 from mllm_export.shards import numpy_dtype
 
 if TYPE_CHECKING:
@@ -40,9 +40,10 @@ def copy_language_model(checkpoint: Path, folder: Path) -> Path:
             )
         folder.mkdir(exist_ok=True)
         _copy_tensors(source, reading, folder)
-        for path in checkpoint.iterdir():
-            if "token" in path.name:
-                shutil.copyfile(path, folder / path.name)
+        for name in TOKENIZERS[reading.spec.tokenizer.kind].files:
+            path = reading.tokenizer_path(source) / name
+            if path.is_file():
+                shutil.copyfile(path, folder / name)
         architecture, model_type = _ARCHITECTURES[kind]
         config = json.loads((checkpoint / "config.json").read_bytes())
         config |= {"architectures": [architecture], "model_type": model_type}
