@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import prod
+from pathlib import Path
 
 import numpy as np
 
-from mllm_export.export.disk_pace import DiskPace
 from mllm_export.export.forecast import unchecked_build_memory_bytes
+from mllm_export.export.page_cache import unread_bytes
 from mllm_export.export.tower_int8 import quantize_columns
 from mllm_export.export.tower_plan import tower_tensors
 from mllm_export.plan import ArtifactPlan, Plan
@@ -51,6 +52,7 @@ _PIECE_MOVES = 46
 the arenas that these ask for (13.2 s in all)."""
 _DECODER_MOVES, _WRITTEN_MOVES = 2, 12
 """What a decoder reads, and what any artifact writes."""
+_SYNC_MOVES = 4
 _LOAD_MOVES = 5
 _PIECE_RUNS = 3
 """As published, with ONNX Runtime's operators, and quantized; see `tower_steps`."""
@@ -85,23 +87,35 @@ class Forecast:
     peak_bytes: int
     """Of the process that holds most, with the checks where there are some."""
     checked: bool
+    unread_bytes: int = 0
+    """Of the sources, what a disk has to give."""
+    reading_seconds: float = 0.0
+    """If it takes longer for them, the build takes longer by as much."""
 
 
 def forecast_build(
-    plan: Plan, disks: Callable[[], DiskPace], *, keeps_beginning: bool, checked: bool
+    plan: Plan, sources: Sequence[Path], *, keeps_beginning: bool, checked: bool
 ) -> Forecast:
-    """From the plan and this machine's pace; see `build_seconds`.
+    """From the plan, its sources and this machine's pace; see `build_seconds`.
 
-    `disks` measures theirs, and is not asked where the time of a stage is not known.
+    A disk's pace is not measured: where several share one it is another a second later.
     """
-    seconds = None
+    seconds, reading = None, 0.0
     if is_forecast(plan):
         pace = measure_pace(decoder_layouts(plan))
-        seconds = build_seconds(plan, pace, disks(), keeps_beginning=keeps_beginning)
+        size = sum(path.stat().st_size for path in sources)
+        seconds = build_seconds(plan, pace, size, keeps_beginning=keeps_beginning)
+        reading = reading_seconds(plan, pace)
     peak = unchecked_build_memory_bytes(plan, keeps_beginning=keeps_beginning)
     if checked:
         peak = max(peak, plan.build_memory_bytes)
-    return Forecast(seconds=seconds, peak_bytes=peak, checked=checked)
+    return Forecast(
+        seconds=seconds,
+        peak_bytes=peak,
+        checked=checked,
+        unread_bytes=unread_bytes(sources),
+        reading_seconds=reading,
+    )
 
 
 def measure_pace(layouts: Iterable[str]) -> Pace:
@@ -144,33 +158,38 @@ def is_forecast(plan: Plan) -> bool:
 
 
 def build_seconds(
-    plan: Plan, pace: Pace, disks: DiskPace, *, keeps_beginning: bool
+    plan: Plan, pace: Pace, source_bytes: int, *, keeps_beginning: bool
 ) -> float | None:
     """Wall time of a build before its checks; None where a stage is not known.
 
     `keeps_beginning`: the prompt's beginning is computed here, which only the device's own
-    architecture can. While the tower is made the sources are read once and hashed: its weights come
-    no sooner from a slow disk, and what follows waits for the hashes. Sources larger than the
-    memory are read once more, which is not counted.
+    architecture can. The sources are hashed while the tower is made, and what follows waits for
+    the hashes.
     """
     if not is_forecast(plan):
         return None
-    read = disks.unread_bytes / disks.read_bytes
-    hashed = read + disks.source_bytes / pace.hashed_bytes
     seconds = _PLAN_SECONDS * pace.slowness
     for artifact in plan.artifacts:
         seconds += artifact.size_bytes / pace.hashed_bytes
-        seconds += artifact.size_bytes / disks.written_bytes
+        seconds += _SYNC_MOVES * artifact.size_bytes / pace.copied_bytes
         if artifact.format == "onnx":
-            made = max(_float_tower_seconds(plan, pace), read)
+            made = reading_seconds(plan, pace)
             if is_quantized(artifact):
                 made += _quantized_tower_seconds(plan, pace)
-            seconds += max(made, hashed)
+            seconds += max(made, source_bytes / pace.hashed_bytes)
         else:
             seconds += _decoder_seconds(artifact, pace)
             if keeps_beginning:
                 seconds += _prefix_seconds(artifact, pace)
     return seconds
+
+
+def reading_seconds(plan: Plan, pace: Pace) -> float:
+    """How long a disk may take for the sources without a build that waits for it.
+
+    They are read while the float tower is made; without a tower nothing is made in the meantime.
+    """
+    return 0.0 if plan.artifact("tower") is None else _float_tower_seconds(plan, pace)
 
 
 def is_quantized(artifact: ArtifactPlan) -> bool:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from mllm_export.progress import Progress
     from mllm_export.report import Report
 
+_UNREAD_BYTES = 256 << 20
+"""Any disk gives as much while the build has other things to do."""
+
 
 def build(
     checkpoint: CheckpointArgument,
@@ -77,7 +80,7 @@ def build(
         with ProgressBars() as progress:
             job = keep_floor(job, mmproj, given, progress)
     given.tell_unused(job, has_budget=memory_budget is not None)
-    expected = _forecast(job, out, no_check)
+    expected = _forecast(job, no_check)
     with ProgressBars() as progress:
         report = build_bundle(job, out, evaluation, no_check, progress, given)
     _tell(out, report, as_json)
@@ -172,23 +175,21 @@ def _within(job: Job, memory_budget: str, mmproj: bool, given: Calibration) -> J
     return spent
 
 
-def _forecast(job: Job, out: Path, no_check: bool) -> Forecast:
+def _forecast(job: Job, no_check: bool) -> Forecast:
     from mllm_export.commands.plan import summary
-    from mllm_export.export.disk_pace import DiskPace, measure_disks
     from mllm_export.export.pace import forecast_build
     from mllm_export.terminal import stderr
 
     console = stderr()
     for line in summary(job.plan):
         console.print(line, markup=False)
-
-    def disks() -> DiskPace:
-        reading = job.reading
-        sources = job.checkpoint.source_paths(reading.uses_tower_folder, reading.folders)
-        return measure_disks([path for _, path in sources], out.parent)
-
+    reading = job.reading
+    sources = job.checkpoint.source_paths(reading.uses_tower_folder, reading.folders)
     forecast = forecast_build(
-        job.plan, disks, keeps_beginning=_keeps_beginning(job), checked=not no_check
+        job.plan,
+        [path for _, path in sources],
+        keeps_beginning=_keeps_beginning(job),
+        checked=not no_check,
     )
     console.print(f"Forecast: {_in_words(forecast)}", soft_wrap=True)
     return forecast
@@ -201,7 +202,11 @@ def _in_words(forecast: Forecast) -> str:
     if forecast.seconds is None:
         return f"{peak}; no time, for a stage of this build is not known"
     until = ", then the checks" if forecast.checked else ""
-    return f"{forecast.seconds:.0f} s on a quiet machine{until}; {peak}"
+    given = ""
+    if forecast.unread_bytes > _UNREAD_BYTES:
+        given = f" (if a disk gives {mib(forecast.unread_bytes)} of the sources, which are not in "
+        given += f"memory, within {forecast.reading_seconds:.0f} s)"
+    return f"{forecast.seconds:.0f} s on a quiet machine{given}{until}; {peak}"
 
 
 def _tell(out: Path, report: Report | None, as_json: bool) -> None:

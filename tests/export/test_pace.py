@@ -1,24 +1,22 @@
 """Forecasts grow with what a build does, follow the machine, and say nothing of unknown stages."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mllm_export.checkpoint import Checkpoint
-from mllm_export.export.disk_pace import DiskPace
 from mllm_export.export.families.mobilevlm import FAMILY
 from mllm_export.export.family import read_spec
 from mllm_export.export.forecast import unchecked_build_memory_bytes
 from mllm_export.export.make_plan import make_plan
 from mllm_export.export.pace import (
     Pace,
-    _float_tower_seconds,
     build_seconds,
     decoder_layouts,
     forecast_build,
     measure_pace,
+    reading_seconds,
 )
 from mllm_export.export.published_models import mobilevlm
 from mllm_export.export.random_checkpoint import write_configs
@@ -35,7 +33,6 @@ PACE = Pace(
     packed_seconds={"F32": 1e-9, "F16": 1e-9, "Q8_0": 2e-9, "Q4_0": 1e-9}
     | {"Q4_K": 32e-9, "Q6_K": 16e-9},
 )
-DISKS = DiskPace(source_bytes=3 << 30, unread_bytes=0, read_bytes=math.inf, written_bytes=1.5e9)
 MIB = 1 << 20
 
 
@@ -55,15 +52,23 @@ def planned(folder: Path, recipe: str, target: str = "linux-x86_64") -> Plan:
 
 
 def seconds(
-    plan: Plan, pace: Pace = PACE, disks: DiskPace = DISKS, *, keeps_beginning: bool = False
+    plan: Plan,
+    pace: Pace = PACE,
+    *,
+    source_bytes: int = 3 << 30,
+    keeps_beginning: bool = False,
 ) -> float:
-    found = build_seconds(plan, pace, disks, keeps_beginning=keeps_beginning)
+    found = build_seconds(plan, pace, source_bytes, keeps_beginning=keeps_beginning)
     assert found is not None
     return found
 
 
 def mib(plan: Plan, *, keeps_beginning: bool = False) -> float:
     return unchecked_build_memory_bytes(plan, keeps_beginning=keeps_beginning) / MIB
+
+
+def decoder_alone(plan: Plan) -> Plan:
+    return replace(plan, artifacts=tuple(a for a in plan.artifacts if a.role == "decoder"))
 
 
 def test_a_larger_decoder_costs_time_in_proportion_and_no_memory(shapes: dict[str, Path]) -> None:
@@ -113,39 +118,24 @@ def test_a_machine_half_as_fast_takes_twice_as_long(shapes: dict[str, Path]) -> 
         column_seconds=2 * PACE.column_seconds,
         packed_seconds={name: 2 * one for name, one in PACE.packed_seconds.items()},
     )
-    disks = replace(DISKS, written_bytes=DISKS.written_bytes / 2)
-    assert seconds(plan, slow, disks) == pytest.approx(2 * seconds(plan))
+    assert seconds(plan, slow) == pytest.approx(2 * seconds(plan))
 
 
-def test_sources_on_a_slow_disk_are_waited_for_once_the_tower_is_made(
+def test_hashes_that_take_longer_than_the_tower_are_waited_for(shapes: dict[str, Path]) -> None:
+    plan = planned(shapes["1.7B"], "int4")
+    tower = seconds(plan, source_bytes=0) - seconds(decoder_alone(plan), source_bytes=0)
+    large = int(1.5 * tower * PACE.hashed_bytes)
+    late = seconds(plan, source_bytes=large) - seconds(plan)
+    assert 0.4 * tower < late < 0.6 * tower
+
+
+def test_a_disk_is_hidden_behind_the_float_tower_and_behind_nothing_without_one(
     shapes: dict[str, Path],
 ) -> None:
     plan = planned(shapes["1.7B"], "int4")
-    cold = replace(DISKS, unread_bytes=DISKS.source_bytes, read_bytes=500e6)
-    slow = replace(cold, read_bytes=20e6)
-    assert seconds(plan, disks=cold) == seconds(plan)
-    late = seconds(plan, disks=slow) - seconds(plan)
-    assert 0.7 < late / (DISKS.source_bytes / 20e6) < 1
-    # Hashing alone goes on while the tower is quantized.
-    long = replace(DISKS, source_bytes=200 << 30)
-    assert 0 < seconds(plan, disks=long) - seconds(plan) < 0.9 * (200 << 30) / PACE.hashed_bytes
-    assert seconds(plan, disks=replace(slow, unread_bytes=0)) == seconds(plan)
-
-
-def test_a_quantized_tower_is_made_once_the_float_ones_weights_were_read(
-    shapes: dict[str, Path],
-) -> None:
-    plan = planned(shapes["1.7B"], "int4")
-    read_s = _float_tower_seconds(plan, PACE) + 5
-    disks = replace(DISKS, unread_bytes=DISKS.source_bytes, read_bytes=DISKS.source_bytes / read_s)
-    assert seconds(plan, disks=disks) - seconds(plan) == pytest.approx(5)
-
-
-def test_a_bundle_on_a_slow_disk_is_written_longer(shapes: dict[str, Path]) -> None:
-    plan = planned(shapes["1.7B"], "int4")
-    slow = replace(DISKS, written_bytes=20e6)
-    more = seconds(plan, disks=slow) - seconds(plan)
-    assert more == pytest.approx(plan.size_bytes / 20e6, rel=0.05)
+    assert 10 < reading_seconds(plan, PACE) < 30
+    assert reading_seconds(planned(shapes["tiny"], "int4"), PACE) < 10
+    assert reading_seconds(decoder_alone(plan), PACE) == 0
 
 
 @pytest.mark.parametrize(("recipe", "seen_mib"), [("int4", 1464), ("int8", 1806)])
@@ -164,19 +154,15 @@ def test_nothing_is_said_of_the_time_of_stages_that_are_not_known(
     core_ml = planned(shapes["tiny"], "f16", "macos-arm64")
     calibrated = replace(planned(shapes["tiny"], "f16"), decoder_importance="calibration")
     pictures = replace(planned(shapes["tiny"], "int8"), needs_pictures=True)
-
-    def never() -> DiskPace:
-        raise AssertionError("a disk was measured for nothing")
-
     for plan in (core_ml, calibrated, pictures):
-        assert build_seconds(plan, PACE, DISKS, keeps_beginning=False) is None
-        assert forecast_build(plan, never, keeps_beginning=False, checked=False).seconds is None
+        assert build_seconds(plan, PACE, 0, keeps_beginning=False) is None
+        assert forecast_build(plan, (), keeps_beginning=False, checked=False).seconds is None
 
 
 def test_checks_need_more_memory_than_the_build(shapes: dict[str, Path]) -> None:
     plan = planned(shapes["1.7B"], "int4")
-    checked = forecast_build(plan, lambda: DISKS, keeps_beginning=False, checked=True)
-    unchecked = forecast_build(plan, lambda: DISKS, keeps_beginning=False, checked=False)
+    checked = forecast_build(plan, (), keeps_beginning=False, checked=True)
+    unchecked = forecast_build(plan, (), keeps_beginning=False, checked=False)
     assert checked.peak_bytes == plan.build_memory_bytes > unchecked.peak_bytes
 
 
