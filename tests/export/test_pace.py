@@ -1,5 +1,6 @@
 """Forecasts grow with what a build does, follow the machine, and say nothing of unknown stages."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from mllm_export.export.forecast import unchecked_build_memory_bytes
 from mllm_export.export.make_plan import make_plan
 from mllm_export.export.pace import (
     Pace,
+    _least_seconds,
     build_seconds,
     decoder_layouts,
     forecast_build,
@@ -173,3 +175,14 @@ def test_a_pace_is_of_this_machine(shapes: dict[str, Path]) -> None:
     assert set(pace.packed_seconds) == layouts
     assert pace.packed_seconds["Q4_K"] > 2 * pace.packed_seconds["F32"]
     assert min(pace.slowness, pace.copied_bytes, pace.hashed_bytes, pace.multiplied) > 0
+
+
+def test_a_try_that_other_work_held_up_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even the first, which alone is longer than what is enough of quick ones."""
+    clock, pauses = [0.0], iter([9.0, 0.02, 0.03])
+
+    def work() -> None:
+        clock[0] += next(pauses)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    assert _least_seconds(work) == [pytest.approx(0.02)]
