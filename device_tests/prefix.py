@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 
 from mllm_export.bundle import Bundle
-from mllm_export.prefix import PREFIX, Prefix, prefix_bytes
+from mllm_export.prefix import PREFIX, prefix_bytes
 from mllm_export.progress import Progress, Step
-from mllm_export.runtimes.beginning import ROOM, unchanging_ids
+from mllm_export.runtimes.beginning import ROOM, compute, unchanging_ids
 from mllm_export.runtimes.engines import DECODER_ENGINES, Decoder, KeepsBeginning
 from mllm_export.runtimes.machine import usable_cores
 from mllm_export.runtimes.opening import is_small
@@ -28,28 +26,19 @@ def prefix_stage(bundle: Bundle, progress: Progress) -> bool:
         if not ids:
             return False
         assert isinstance(decoder, KeepsBeginning), "opened as llama.cpp's"
-        state = decoder.state_behind(ids)
-        if not state:
+        kept = compute(bundle, decoder, manifest.kv_type, tuple(ids))
+        if kept is None:
             return False
         question = [ids, ids[-ROOM:]]
         computed = decoder.evaluate(question, all_logits=False)
         decoder.forget()
-        decoder.begin_with(ids, state)
+        decoder.begin_with(ids, kept[1])
         begun = decoder.evaluate(question, all_logits=False)
         if decoder.reused_positions != len(ids) or not np.array_equal(computed, begun):
             return False
-        arithmetic = decoder.arithmetic
     finally:
         decoder.close()
-    (file,) = (one for one in manifest.files if one.role == "decoder")
-    prefix = Prefix(
-        decoder_sha256=file.sha256,
-        arithmetic=arithmetic,
-        kv_type=manifest.kv_type,
-        ids=tuple(ids),
-        state_sha256=hashlib.sha256(state).hexdigest(),
-    )
-    (bundle.folder / PREFIX).write_bytes(prefix_bytes(prefix, state))
+    (bundle.folder / PREFIX).write_bytes(prefix_bytes(*kept))
     progress(Step(stage="prefix", item="state", done=1, total=1, unit="files"))
     return True
 

@@ -70,11 +70,27 @@ def begin_here(bundle: Bundle, decoder: Decoder, kv: KvType) -> bool:
         path = None
     kept = _read(path, wanted) if path else None
     if kept is None:
-        kept = _compute(decoder, wanted)
+        try:
+            kept = compute(bundle, decoder, kv, ids)
+        except EngineError:  # the first question meets it again, and says it
+            return False
         if kept is not None and path is not None:
             with suppress(OSError):
                 _keep(path, prefix_bytes(*kept))
     return kept is not None and begin(bundle, decoder, kv, kept)
+
+
+def compute(
+    bundle: Bundle, decoder: KeepsBeginning, kv: KvType, ids: tuple[int, ...]
+) -> Kept | None:
+    """The state behind these ids; None where this decoder has no such thing.
+
+    Raises: EngineError for ids that cannot be evaluated.
+    """
+    state = decoder.state_behind(list(ids))
+    unfilled = _unfilled(bundle, decoder, kv, ids)
+    made = replace(unfilled, state_sha256=hashlib.sha256(state).hexdigest())
+    return (made, state) if state else None
 
 
 def unchanging_ids(manifest: Manifest, decoder: Decoder) -> tuple[int, ...]:
@@ -103,16 +119,6 @@ def _unfilled(bundle: Bundle, decoder: KeepsBeginning, kv: KvType, ids: tuple[in
 def _file_name(wanted: Prefix) -> str:
     """Another one for all that a state depends on."""
     return f"{hashlib.sha256(repr(wanted).encode()).hexdigest()}.state"
-
-
-def _compute(decoder: KeepsBeginning, wanted: Prefix) -> Kept | None:
-    """None where this decoder has no such state."""
-    try:
-        state = decoder.state_behind(list(wanted.ids))
-    except EngineError:  # the first question meets it again, and says it
-        return None
-    made = replace(wanted, state_sha256=hashlib.sha256(state).hexdigest())
-    return (made, state) if state else None
 
 
 def _read(path: Path, wanted: Prefix) -> Kept | None:
