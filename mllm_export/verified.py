@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +28,7 @@ VARIABLE = "MLLM_VERIFY"
 _RECORD = "verified"
 _MOST_LINES = 64
 _MOST_BYTES = 1 << 16
+_ADDING = threading.Lock()
 _SETTLED_S = 60
 """Younger changes are not remembered: a later one could bear the same time, and what a program
 writes through a mapping moves the times only once the kernel has written it back, every 35 s.
@@ -106,6 +108,10 @@ def _lines() -> list[str]:
 
 
 def _remember(line: str) -> None:
-    """Add a line. One that another process adds at the same time may be lost: it costs a hash."""
-    lines = [*_lines(), line][-_MOST_LINES:]
-    write_own(cache_folder() / _RECORD, ("\n".join(lines) + "\n").encode("ascii"))
+    """Add a line. One that another process adds at the same time may be lost: it costs a hash.
+
+    One load's engines open side by side, and none may lose another's line at every start.
+    """
+    with _ADDING:
+        lines = [*_lines(), line][-_MOST_LINES:]
+        write_own(cache_folder() / _RECORD, ("\n".join(lines) + "\n").encode("ascii"))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from mllm_export import verified
 from mllm_export.bundle import has_sha256
+from mllm_export.caches import write_own
 from mllm_export.errors import BundleError
 
 BYTES = b"weights" * 1000
@@ -58,6 +61,24 @@ def test_a_file_that_was_compared_is_not_read_again(
     assert hashed == [file]
     assert record.stat().st_mode & 0o777 == 0o600
     assert record.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_files_compared_side_by_side_are_all_remembered(
+    file: Path, record: Path, hashed: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one load's tower and decoder are, each on its own thread."""
+    files = [file, *(Path(shutil.copy(file, file.with_name(f"{n}.onnx"))) for n in range(3))]
+
+    def write_slowly(path: Path, data: bytes) -> None:
+        time.sleep(0.05)  # long enough for every other thread to have read the record
+        write_own(path, data)
+
+    monkeypatch.setattr(verified, "write_own", write_slowly)
+    for _ in range(2):
+        with ThreadPoolExecutor(len(files)) as pool:
+            assert all(pool.map(lambda path: verified.holds(path, SHA256), files))
+    assert sorted(hashed) == sorted(files)
+    assert len(record.read_text(encoding="ascii").splitlines()) == len(files)
 
 
 def in_place(path: Path) -> None:
