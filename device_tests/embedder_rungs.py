@@ -30,10 +30,11 @@ from mllm_export.device_tests.profile import Limits
 from mllm_export.device_tests.reference import Floats
 from mllm_export.device_tests.stored import Stored, as_published
 from mllm_export.device_tests.tower_file import GraphOpener
-from mllm_export.embedder import IMAGE_EMBEDS, PATCHES, TEXT_EMBEDS
+from mllm_export.embedder import PATCHES, TEXT_EMBEDS
 from mllm_export.plan import Role
 from mllm_export.report import Measurement, Rung, TensorRow, not_run, rung_of
 from mllm_export.runtimes.embedder import EmbedderSession
+from mllm_export.spec import IMAGE_EMBEDS
 
 NO_TEXT = "the checkpoint has no text tower"
 _STILL = 1e-6

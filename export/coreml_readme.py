@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mllm_export.plan import ArtifactPlan
+from mllm_export.spec import IMAGE_EMBEDS
 
 if TYPE_CHECKING:
     from mllm_export.export.artifact import Work
@@ -105,7 +106,7 @@ def readme(spec: ModelSpec, target: str, artifact: ArtifactPlan) -> str:
     """The text for one model and target."""
     pieces = _pieces(spec)
     return _TEXT.format(
-        output="image_embeds",
+        output=IMAGE_EMBEDS,
         tokens=spec.image_tokens,
         width=spec.decoder.width,
         name=spec.name,

@@ -7,13 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mllm_export.checkpoint import Checkpoint
-from mllm_export.embedder import (
-    IMAGE_EMBEDS,
-    PATCHES,
-    TEXT_EMBEDS,
-    EmbedderSpec,
-    TextTowerSpec,
-)
+from mllm_export.embedder import PATCHES, TEXT_EMBEDS, EmbedderSpec, TextTowerSpec
 from mllm_export.export.artifact import graph_readers
 from mllm_export.export.embedder_parts import HEAD, HEADS, TEXT, TEXT_TOWERS, EmbedderReading
 from mllm_export.export.graph import Graph, resizes_positions
@@ -22,6 +16,7 @@ from mllm_export.export.stored import TOWER
 from mllm_export.export.vision_parts import below
 from mllm_export.plan import Role
 from mllm_export.records import record
+from mllm_export.spec import IMAGE_EMBEDS
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mllm_export.export.stored import stored_shapes
 from mllm_export.export.vision_parts import embed, vision_parts
+from mllm_export.spec import IMAGE_EMBEDS
 from mllm_export.weights import Shape
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def tower_graph(vision: VisionSpec) -> Graph:
         inputs=vision.input_shapes,
         images={one.name: one.image for one in vision.image_inputs},
         resizes_positions=any(resizes_positions(encoder) for encoder in vision.encoders),
-        outputs={"image_embeds": (vision.projector.tokens_out, vision.projector.out_width)},
+        outputs={IMAGE_EMBEDS: (vision.projector.tokens_out, vision.projector.out_width)},
         parts=vision_parts(vision),
         apply=lambda weights, given: (embed(vision, weights, given),),
     )

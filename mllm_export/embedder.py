@@ -21,8 +21,8 @@ JOB = "embedder"
 
 TOKENIZER_FILE = "tokenizer/tokenizer.json"
 
-IMAGE_EMBEDS, PATCHES, TEXT_EMBEDS = "image_embeds", "patches", "text_embeds"
-"""Outputs of the image tower, two, and of the text tower."""
+PATCHES, TEXT_EMBEDS = "patches", "text_embeds"
+"""What the image tower gives beside `IMAGE_EMBEDS`, and what the text tower gives."""
 
 
 @record

@@ -10,6 +10,9 @@ from mllm_export.records import record
 IMAGE_ID = -200
 """The id that stands for one image in a row of token ids. Source: LLaVA's IMAGE_TOKEN_INDEX."""
 
+IMAGE_EMBEDS = "image_embeds"
+"""What every vision graph gives, in any format: f32[T, D], or f32[1, E] of an encoder alone."""
+
 
 @record
 class ImageSpec:

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from mllm_export.embedder import (
-    IMAGE_EMBEDS,
     PATCHES,
     TEXT_EMBEDS,
     TOKENIZER_FILE,
@@ -25,6 +24,7 @@ from mllm_export.embedder import (
 from mllm_export.errors import EngineError
 from mllm_export.runtimes.engines import VISION_ENGINES, Floats, GraphRun, VisionEngine
 from mllm_export.runtimes.preprocess import Picture, preprocess
+from mllm_export.spec import IMAGE_EMBEDS
 
 
 class TextIds:

@@ -45,7 +45,7 @@ from mllm_export.pages import peak_bytes
 from mllm_export.plan import TensorPlan
 from mllm_export.progress import Progress, silent
 from mllm_export.records import record
-from mllm_export.spec import VisionSpec
+from mllm_export.spec import IMAGE_EMBEDS, VisionSpec
 
 _SIZES = {
     "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -220,7 +220,7 @@ def _row(
     compressed = sum(row.scheme != "f16" for row in rows)
     told = []
     for precision in ("float32", "float16"):
-        made = EvaluatedGraph(path, image, precision)(pixels)["image_embeds"]
+        made = EvaluatedGraph(path, image, precision)(pixels)[IMAGE_EMBEDS]
         worst = float(cosines(expected, made).min())
         told.append(f"{worst:.6f}, {relative_error(expected, made):.1e}")
         if precision == "float32":

@@ -24,7 +24,7 @@ from mllm_export.export.mil_program import MilProgram, read_program
 from mllm_export.pixels import tiles_of
 from mllm_export.runtimes.engines import VISION_ENGINES, GraphRun, VisionEngine
 from mllm_export.runtimes.vision.coreml import to_picture
-from mllm_export.spec import ImageSpec, ModelSpec
+from mllm_export.spec import IMAGE_EMBEDS, ImageSpec, ModelSpec
 
 _FOUR_BITS = ("w4g32", "pal4", "pal6")
 
@@ -38,10 +38,10 @@ class EvaluatedTower:
         self._spec = spec
         found = [(port.name, port.shape) for port in program.inputs]
         needed = list(spec.vision.input_shapes.items())
-        if found != needed or program.outputs != ("image_embeds",):
+        if found != needed or program.outputs != (IMAGE_EMBEDS,):
             raise EngineError(
                 f"{program.path}: takes {found} and gives {list(program.outputs)}, "
-                f"the spec needs {needed} and image_embeds; is the tower another model's?"
+                f"the spec needs {needed} and {IMAGE_EMBEDS}; is the tower another model's?"
             )
 
     def embed(self, pixels: Floats) -> Floats:

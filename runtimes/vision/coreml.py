@@ -14,9 +14,7 @@ import numpy.typing as npt
 from mllm_export.errors import EngineError
 from mllm_export.pixels import tiles_of
 from mllm_export.runtimes.engines import Floats, GraphRun, require_shape
-from mllm_export.spec import ImageSpec, ModelSpec
-
-OUTPUT = "image_embeds"
+from mllm_export.spec import IMAGE_EMBEDS, ImageSpec, ModelSpec
 
 UNITS_VARIABLE = "MLLM_COREML_UNITS"
 """Environment variable that chooses where Core ML computes."""
@@ -60,7 +58,7 @@ class CoremlTower:
         if self._takes_image:
             inputs = self._spec.vision.image_inputs
             given = {one.name: to_picture(tile[one.name][0], one.image) for one in inputs}
-        made = np.asarray(self._model.predict(dict(given))[OUTPUT], np.float32)
+        made = np.asarray(self._model.predict(dict(given))[IMAGE_EMBEDS], np.float32)
         shape = (self._spec.image_tokens, self._spec.decoder.width)
         if made.shape != shape:
             raise EngineError(

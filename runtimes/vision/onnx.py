@@ -14,9 +14,7 @@ from mllm_export.errors import EngineError
 from mllm_export.pixels import tiles_of
 from mllm_export.runtimes.engines import Floats, GraphRun, require_shape
 from mllm_export.runtimes.vision._mapped import mapped_model
-from mllm_export.spec import ImageSpec, ModelSpec
-
-OUTPUT = "image_embeds"
+from mllm_export.spec import IMAGE_EMBEDS, ImageSpec, ModelSpec
 
 _ERRORS_ONLY = 3
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -32,7 +30,7 @@ class OnnxTower:
         self._session: onnxruntime.InferenceSession | None = _open(path, threads)
         _check_ports(path, "input", self._session.get_inputs(), self._inputs)
         shape = (spec.image_tokens, spec.decoder.width)
-        _check_ports(path, "output", self._session.get_outputs(), {OUTPUT: shape})
+        _check_ports(path, "output", self._session.get_outputs(), {IMAGE_EMBEDS: shape})
 
     def embed(self, pixels: Floats) -> Floats:
         """Pixels f32[N, 3, S, S] to embeddings f32[N * T, D], tile after tile.
@@ -51,7 +49,7 @@ class OnnxTower:
         return embeddings
 
     def _run(self, session: onnxruntime.InferenceSession, tile: Mapping[str, Floats]) -> Floats:
-        (embeddings,) = session.run([OUTPUT], dict(tile))
+        (embeddings,) = session.run([IMAGE_EMBEDS], dict(tile))
         return np.asarray(embeddings, np.float32)
 
     def close(self) -> None:

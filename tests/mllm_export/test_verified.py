@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from mllm_export import verified
-from mllm_export.bundle import has_sha256
 from mllm_export.caches import write_own
 from mllm_export.errors import BundleError
+from mllm_export.hashing import has_sha256
 
 BYTES = b"weights" * 1000
 CHANGED = b"weighed" * 1000
