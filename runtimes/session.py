@@ -121,7 +121,11 @@ class Session:
         return "".join(step.text for step in steps).strip()
 
     def forget(self) -> None:
-        """Drop remembered embeddings and the KV cache: the next answer costs what a first does."""
+        """Drop remembered embeddings and the KV cache: the next answer costs what a first does.
+
+        An answer that is still streaming has lost what it goes on from, and says so.
+        """
+        self._turn += 1
         self._embeddings = EmbeddingCache()
         self._decoder.forget()
 

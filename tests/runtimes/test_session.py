@@ -270,6 +270,16 @@ def test_a_step_is_frozen(session: Session) -> None:
     assert "text" in {field.name for field in fields(step)}
 
 
+def test_an_answer_whose_beginning_was_forgotten_says_so(
+    session: Session, picture: Image.Image
+) -> None:
+    steps = session.generate(QUESTION, picture, max_tokens=9)
+    next(steps)
+    session.forget()
+    with pytest.raises(EngineError, match="asked something else while this answer was streaming"):
+        next(steps)
+
+
 def test_an_answer_that_was_overtaken_says_so(session: Session, picture: Image.Image) -> None:
     steps = session.generate(QUESTION, picture, max_tokens=9)
     next(steps)
