@@ -208,8 +208,11 @@ class TorchShard:
 
         if self._last is not None:
             forget_pages(self._last.data_ptr(), self._last.nbytes)
-        tensor = self._tensors[name].detach().contiguous()
-        self._last = tensor if self._mapped else None
+        stored = self._tensors[name].detach()
+        tensor = stored.contiguous()
+        # A copy is not the file's: dropped, it would read as zeros.
+        is_view = tensor.data_ptr() == stored.data_ptr()
+        self._last = tensor if self._mapped and is_view else None
         if tensor.dtype == torch.bfloat16:
             return tensor.view(torch.uint16).numpy().view(numpy_dtype("bfloat16"))
         return tensor.numpy()

@@ -87,6 +87,15 @@ def test_what_is_not_plain_is_left_to_torch(state: dict[str, torch.Tensor], tmp_
     assert torch.equal(torch.from_numpy(np.array(shard.read("t"))), state["t"])
 
 
+def test_a_copy_of_a_transposed_tensor_outlives_the_next_reading(tmp_path: Path) -> None:
+    first, second = torch.arange(1.0, 262145).reshape(512, 512).T, torch.ones(4).expand(4, 4)
+    shard = open_shard(saved(tmp_path, {"first": first, "second": second}))
+    assert isinstance(shard, TorchShard)
+    held = shard.read("first")
+    shard.read("second")
+    assert torch.equal(torch.from_numpy(np.array(held)), first)
+
+
 def test_files_older_than_zip_are_left_to_torch(tmp_path: Path) -> None:
     path = saved(tmp_path, {"t": torch.ones(3)}, _use_new_zipfile_serialization=False)
     assert isinstance(open_shard(path), TorchShard)
