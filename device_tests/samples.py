@@ -57,9 +57,12 @@ class Samples:
 def read_evaluation(path: Path) -> Samples:
     """An evaluation file: one JSON object a line, `image` relative to the file.
 
-    Raises: CheckError naming the line and what is wrong with it.
+    Raises: CheckError naming the line and what is wrong with it, or the picture that is none.
     """
-    return _read_samples(path, "evaluation", answered=True)
+    found = _read_samples(path, "evaluation", answered=True)
+    for picture in found.pictures.values():
+        _require_opens(picture, "evaluation")
+    return found
 
 
 def read_calibration(path: Path | None) -> Samples:
@@ -70,7 +73,7 @@ def read_calibration(path: Path | None) -> Samples:
     """
     found = _read_samples(path or reference_calibration(), "calibration", answered=False)
     for picture in found.pictures.values():
-        _require_opens(picture)
+        _require_opens(picture, "calibration")
     return found
 
 
@@ -85,13 +88,13 @@ def calibration_sha256(path: Path | None) -> str:
     return digest.hexdigest()
 
 
-def _require_opens(picture: Picture) -> None:
+def _require_opens(picture: Picture, kind: str) -> None:
     try:
         with picture.open() as image:
             image.load()
     except (OSError, SyntaxError, ValueError) as failure:
         raise CheckError(
-            f"calibration picture '{picture.name}' does not open ({failure}); "
+            f"{kind} picture '{picture.name}' does not open ({failure}); "
             "replace it, or take its lines out"
         ) from failure
 

@@ -17,7 +17,7 @@ _WEIGHT_FILES = (".bin", ".gguf", ".onnx", ".pt", ".safetensors")
 def peak_bytes() -> int:
     """Largest resident set of this program, without what the one that started it held.
 
-    Source: proc(5), VmHWM; getrusage(2) where there is none: bytes on macOS.
+    Source: proc(5), VmHWM; getrusage(2) where there is none.
     """
     if _STATUS.exists():
         for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
@@ -25,7 +25,21 @@ def peak_bytes() -> int:
                 return int(line.split()[1]) << 10
     import resource
 
-    peak = int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return _told_bytes(resource.RUSAGE_SELF)
+
+
+def family_peak_bytes() -> int:
+    """Largest resident set that this process or one that it started and that ended ever held."""
+    import resource
+
+    return max(peak_bytes(), _told_bytes(resource.RUSAGE_CHILDREN))
+
+
+def _told_bytes(who: int) -> int:
+    """Source: getrusage(2), ru_maxrss: kilobytes on Linux, bytes on macOS."""
+    import resource
+
+    peak = int(resource.getrusage(who).ru_maxrss)
     return peak if sys.platform == "darwin" else peak << 10
 
 
@@ -46,19 +60,29 @@ def forget_pages(address: int, size_bytes: int) -> None:
 
 
 def forget_weight_files() -> None:
-    """Drop the pages of every mapped file of weights; nobody here ever writes to one.
+    """Drop the pages of every mapped file of weights, in a process that never writes to one.
 
+    Not for somebody else's process: what it changed in a private mapping would be undone.
     Does nothing where the system does not list its mappings (other than Linux).
     """
+    _forget_mapped(_WEIGHT_FILES)
+
+
+def forget_file(path: Path) -> None:
+    """The same for one file, that no part of the process writes to."""
+    _forget_mapped((f" {path.resolve()}",))
+
+
+def _forget_mapped(endings: tuple[str, ...]) -> None:
     if _MAPS.exists():
-        for start, stop in _mapped_weights(_MAPS.read_text(errors="replace")):
+        for start, stop in _mapped(_MAPS.read_text(errors="replace"), endings):
             forget_pages(start, stop - start)
 
 
-def _mapped_weights(maps: str) -> Iterator[tuple[int, int]]:
-    """Address ranges of weight files. Source: proc(5), /proc/pid/maps."""
+def _mapped(maps: str, endings: tuple[str, ...]) -> Iterator[tuple[int, int]]:
+    """Address ranges of files by the ends of their paths. Source: proc(5), /proc/pid/maps."""
     for line in maps.splitlines():
-        if line.endswith(_WEIGHT_FILES):
+        if line.endswith(endings):
             start, stop = line.split(maxsplit=1)[0].split("-")
             yield int(start, 16), int(stop, 16)
 

@@ -22,6 +22,8 @@ from mllm_export.commands.arguments import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mllm_export.bundle import Bundle
     from mllm_export.commands.calibrating import Calibration
     from mllm_export.commands.opening import Job
@@ -54,6 +56,7 @@ def build(
     from mllm_export.commands.calibrating import Calibration
     from mllm_export.commands.opening import REFERENCE, plan_job, reference_evaluation
     from mllm_export.commands.widening import keep_floor
+    from mllm_export.device_tests.samples import read_evaluation
     from mllm_export.terminal import ProgressBars
 
     started = time.monotonic()
@@ -73,6 +76,9 @@ def build(
     given.require(job.plan)
     if checkpoint == REFERENCE and evaluation is None:
         evaluation = reference_evaluation()
+    elif evaluation is not None and not no_check:
+        # A torn picture is better told now than after everything was built.
+        read_evaluation(evaluation)
     if memory_budget is not None:
         job = _within(job, memory_budget, mmproj, given)
         given.require(job.plan)
@@ -81,10 +87,15 @@ def build(
             job = keep_floor(job, mmproj, given, progress)
     given.tell_unused(job, has_budget=memory_budget is not None)
     expected = _forecast(job, no_check)
+    checks_at_s: list[float] = []
+
+    def checks_begin() -> None:
+        checks_at_s.append(time.monotonic() - started)
+
     with ProgressBars() as progress:
-        report = build_bundle(job, out, evaluation, no_check, progress, given)
+        report = build_bundle(job, out, evaluation, no_check, progress, given, checks_begin)
     _tell(out, report, as_json)
-    _figures(time.monotonic() - started, expected)
+    _figures(time.monotonic() - started, expected, *checks_at_s)
 
 
 def build_bundle(
@@ -94,8 +105,11 @@ def build_bundle(
     no_check: bool,
     progress: Progress,
     given: Calibration | None = None,
+    checks_begin: Callable[[], None] = lambda: None,
 ) -> Report | None:
     """Build into `out`; returns the report, or None for a bundle left unchecked.
+
+    `checks_begin` is told when all artifacts stand, where checks follow.
 
     Raises: CheckFailedError, with the report left beside where the bundle would be.
     """
@@ -111,6 +125,7 @@ def build_bundle(
         _keep_beginning(bundle, progress)
         if no_check:
             return "unchecked"
+        checks_begin()
         reports.append(check_new_bundle(job, bundle, float_tower, evaluation, out, progress))
         return "passed"
 
@@ -227,22 +242,24 @@ def _tell(out: Path, report: Report | None, as_json: bool) -> None:
             typer.echo(f"report: {out / 'report.html'}")
 
 
-def _figures(seconds: float, forecast: Forecast | None = None) -> None:
-    import resource
+def _figures(
+    seconds: float, forecast: Forecast | None = None, checks_at_s: float | None = None
+) -> None:
+    from mllm_export.pages import family_peak_bytes
+    from mllm_export.terminal import mib, stderr
 
-    from mllm_export.terminal import stderr
-
-    # Linux counts in KiB; children are the stages, of which the largest counts.
-    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    peak_mib = max(resource.getrusage(one).ru_maxrss for one in who) >> 10
-    stderr().print(f"Done in {seconds:.1f} s, peak of one process {peak_mib} MiB")
+    peak_bytes = family_peak_bytes()
+    checks = "" if checks_at_s is None else f", {seconds - checks_at_s:.1f} s of it checks"
+    stderr().print(f"Done in {seconds:.1f} s{checks}, peak of one process {mib(peak_bytes)}")
     if forecast is not None:
-        stderr().print(f"Forecast over seen: {_compared(forecast, seconds, peak_mib)}")
+        before_checks_s = seconds if checks_at_s is None else checks_at_s
+        stderr().print(f"Forecast over seen: {_compared(forecast, before_checks_s, peak_bytes)}")
 
 
-def _compared(forecast: Forecast, seconds: float, peak_mib: int) -> str:
-    """What was said before as a multiple of what came; a time with checks was not foretold."""
-    peak = f"peak {forecast.peak_bytes / (peak_mib << 20):.2f}"
-    if forecast.seconds is None or forecast.checked:
+def _compared(forecast: Forecast, before_checks_s: float, peak_bytes: int) -> str:
+    """What was said before as a multiple of what came; the time of checks was not foretold."""
+    peak = f"peak {forecast.peak_bytes / peak_bytes:.2f}"
+    if forecast.seconds is None:
         return peak
-    return f"time {forecast.seconds / seconds:.2f}, {peak}"
+    before = " before the checks" if forecast.checked else ""
+    return f"time{before} {forecast.seconds / before_checks_s:.2f}, {peak}"

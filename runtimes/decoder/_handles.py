@@ -9,7 +9,7 @@ import llama_cpp
 
 from mllm_export.errors import EngineError
 from mllm_export.kv_cache import KvType
-from mllm_export.pages import forget_weight_files
+from mllm_export.pages import forget_file
 from mllm_export.runtimes.decoder import _library
 from mllm_export.spec import ModelSpec
 
@@ -30,7 +30,10 @@ def open_model(path: Path) -> Any:
     Raises: EngineError with llama.cpp's reason.
     """
     params = llama_cpp.llama_model_default_params()
+    # Of a library that was built with a GPU (Metal, by default on a Mac) none is used: its bits are
+    # not those that were checked. No device, nothing that long prompts could be handed to.
     params.n_gpu_layers = 0
+    params.split_mode, params.main_gpu = llama_cpp.LLAMA_SPLIT_MODE_NONE, -1
     params.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP
     # Built by some compilers, the AMX kernels end the process: ggml-org/llama.cpp issue 20824.
     params.use_extra_bufts = b"AMX_INT8 = 1" not in llama_cpp.llama_print_system_info()
@@ -38,7 +41,7 @@ def open_model(path: Path) -> Any:
     if not model:
         raise EngineError(f"{path}: llama.cpp refuses the file: {_library.last_complaint()}")
     # Loading reads the whole file, also what was copied into another layout.
-    forget_weight_files()
+    forget_file(path)
     return model
 
 
@@ -51,6 +54,7 @@ def open_context(path: Path, model: Any, context_tokens: int, threads: int, kv_t
     params.n_ctx = context_tokens
     params.n_batch = params.n_ubatch = min(BATCH_ROWS, context_tokens)
     params.n_seq_max = 1
+    params.op_offload = params.offload_kqv = False
     params.n_threads = params.n_threads_batch = threads
     params.type_k = params.type_v = _KV_TYPES[kv_type]
     params.flash_attn_type = (

@@ -16,6 +16,7 @@ from tests.export.embedders import tiny_embedders as tiny
 from tests.mllm_export.commands.conftest import Run
 
 LINE = json.dumps({"image": "000.png", "question": "What is it?"})
+ANSWERED = json.dumps({**json.loads(LINE), "answers": ["red"]})
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +66,13 @@ BAD: dict[str, tuple[Given, str]] = {
     "a picture that does not open": (
         lambda at: ("--calibration", pictures(at / "c", LINE, LINE.replace("000", "torn"))),
         "calibration picture 'torn.png' does not open",
+    ),
+    "an evaluation picture that does not open": (
+        lambda at: (
+            "--evaluation",
+            pictures(at / "c", ANSWERED, ANSWERED.replace("000", "torn")) / "questions.jsonl",
+        ),
+        "evaluation picture 'torn.png' does not open",
     ),
     "a picture that is not there": (
         lambda at: ("--calibration", pictures(at / "c", LINE.replace("000", "001"))),

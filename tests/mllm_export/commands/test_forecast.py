@@ -19,7 +19,7 @@ MIB = 1 << 20
         (
             Forecast(seconds=42.4, peak_bytes=3000 * MIB, checked=True),
             "42 s on a quiet machine, then the checks; peak of one process 3,000 MiB",
-            "peak 1.50",
+            "time before the checks 1.06, peak 1.50",
         ),
         (
             Forecast(seconds=None, peak_bytes=1500 * MIB, checked=False),
@@ -36,7 +36,7 @@ MIB = 1 << 20
             ),
             "42 s on a quiet machine (if a disk gives 3,000 MiB of the sources, which are not in "
             "memory, within 20 s), then the checks; peak of one process 1,500 MiB",
-            "peak 0.75",
+            "time before the checks 1.06, peak 0.75",
         ),
         (
             Forecast(
@@ -56,4 +56,4 @@ def test_a_forecast_in_words_and_beside_what_came(
     forecast: Forecast, before: str, after: str
 ) -> None:
     assert _in_words(forecast) == before
-    assert _compared(forecast, seconds=40.0, peak_mib=2000) == after
+    assert _compared(forecast, before_checks_s=40.0, peak_bytes=2000 * MIB) == after
