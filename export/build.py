@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,32 +12,20 @@ from pathlib import Path
 from typing import Literal
 
 import mllm_export
-from mllm_export.bundle import (
-    Bundle,
-    BundleFile,
-    FileRole,
-    Manifest,
-    describe_file,
-    write_manifest,
-)
+from mllm_export.bundle import Bundle, BundleFile, FileRole, Manifest, describe_file
 from mllm_export.checkpoint import Checkpoint
 from mllm_export.errors import MllmExportError
 from mllm_export.export.artifact import ARTIFACTS, FLOAT_TOWER, Calibrated, Work
 from mllm_export.export.decoder_calibrated import FOLDS, IMATRIX
 from mllm_export.export.family import Reading
-from mllm_export.export.finished import (
-    FINISHED,
-    Finished,
-    artifact_key,
-    forget_finished,
-    once,
-)
-from mllm_export.export.partial import partial_folder
+from mllm_export.export.finished import FINISHED, Finished, artifact_key, given_to, once
+from mllm_export.export.partial import partial_folder, take_name
 from mllm_export.export.parts import TOKENIZERS
 from mllm_export.export.target import Target
 from mllm_export.plan import ArtifactPlan, Plan
 from mllm_export.prefix import PREFIX
 from mllm_export.progress import Progress, silent
+from mllm_export.records import to_json
 from mllm_export.source_file import SourceFile
 
 TOOLS = (
@@ -99,11 +86,9 @@ def build(
         known = {file.path: file for one in finished for file in one.files}
         draft = _manifest(plan, sources.result(), target, _files(plan, folder, known))
         verdict = finish(Bundle(folder, draft), _float_tower(folder, finished))
-        _clear(folder)
         manifest = replace(draft, checked=verdict, files=_files(plan, folder, known))
-        write_manifest(folder, manifest)
-        sync(folder)
-        folder.rename(out)
+        served = tuple(folder.glob(f"{FLOAT_TOWER}*"))
+        take_name(folder, out, to_json(manifest), served)
     return Bundle(out, manifest)
 
 
@@ -121,25 +106,18 @@ def _write_artifacts(
     tools = tool_versions()
 
     def key(artifact: ArtifactPlan) -> str:
-        return artifact_key(work, artifact, sources.result(), tools)
+        return artifact_key(work.plan, artifact, sources.result(), tools, given_to(work))
 
     finished: list[Finished] = []
     for artifact in work.plan.artifacts:
         write = partial(ARTIFACTS[artifact.format].write, work, artifact, progress)
-        finished.append(once(work, artifact, partial(key, artifact), write))
+        finished.append(once(work.folder, artifact, partial(key, artifact), write))
     return finished
 
 
 def _float_tower(folder: Path, finished: list[Finished]) -> Path | None:
     """The tower's float graph, for the checks."""
     return next((folder / one.float_tower for one in finished if one.float_tower), None)
-
-
-def _clear(folder: Path) -> None:
-    """What served the build and the checks is no part of the bundle."""
-    for left in folder.glob(f"{FLOAT_TOWER}*"):
-        left.unlink()
-    forget_finished(folder)
 
 
 def _copy_tokenizer(reading: Reading, checkpoint: Checkpoint, folder: Path) -> None:
@@ -214,11 +192,3 @@ def tool_versions() -> tuple[tuple[str, str], ...]:
             f"{failure.name} is not installed; install with: pip install 'mllm-export[export]'"
         ) from None
     return (("mllm-export", mllm_export.__version__), *tools)
-
-
-def sync(folder: Path) -> None:
-    """Have every file of the folder on the disk."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fnmatch import filter as fnmatch_filter
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,18 +14,20 @@ from mllm_export.checkpoint import Checkpoint
 from mllm_export.embedder import TOKENIZER_FILE, EmbedderManifest, EmbedderPlan
 from mllm_export.errors import PlanError
 from mllm_export.export.artifact import ARTIFACTS, GraphArtifact, graph_sources
-from mllm_export.export.build import sync, tool_versions
+from mllm_export.export.build import tool_versions
 from mllm_export.export.embedder_graphs import EmbedderSource, embedder_graph
 from mllm_export.export.embedder_parts import EmbedderReading
 from mllm_export.export.embedder_tokenizer import write_tokenizer_json
+from mllm_export.export.finished import FINISHED, artifact_key, once
 from mllm_export.export.forecast import tower_activation_bytes
-from mllm_export.export.partial import partial_folder
+from mllm_export.export.partial import partial_folder, take_name
 from mllm_export.export.tower_job import observes
 from mllm_export.export.tower_plan import planned_schemes
 from mllm_export.plan import ArtifactPlan, Role
 from mllm_export.progress import Progress, silent
 from mllm_export.quantize.tower_scheme import tower_scheme
 from mllm_export.records import to_json
+from mllm_export.source_file import SourceFile
 from mllm_export.weights import Dropped
 
 if TYPE_CHECKING:
@@ -118,24 +121,37 @@ def build_embedder(
     """
     with partial_folder(out, _needed_bytes(plan)) as folder:
         source = EmbedderSource(folder=checkpoint.path, reading=reading)
+        sources = cache(lambda: checkpoint.sources(False))
         for artifact in plan.artifacts:
             entry = ARTIFACTS[artifact.format]
             assert isinstance(entry, GraphArtifact), "only such formats are planned"
-            entry.write_graph(source, artifact, folder, plan.vision_preset, progress)
+            write = partial(
+                entry.write_graph, source, artifact, folder, plan.vision_preset, progress
+            )
+            key = partial(_key, plan, artifact, sources)
+            once(folder, artifact, key, write)
         if plan.spec.text is not None:
             (folder / TOKENIZER_FILE).parent.mkdir()
             write_tokenizer_json(checkpoint.path, folder / TOKENIZER_FILE)
-        draft = _manifest(plan, reading, checkpoint, folder)
+        draft = _manifest(plan, reading, checkpoint, folder, sources())
         verdict = finish(folder, draft)
         manifest = replace(draft, checked=verdict, files=_files(plan, folder))
-        (folder / "bundle.json").write_text(to_json(manifest), encoding="utf-8")
-        sync(folder)
-        folder.rename(out)
+        take_name(folder, out, to_json(manifest))
     return manifest
 
 
+def _key(
+    plan: EmbedderPlan, artifact: ArtifactPlan, sources: Callable[[], tuple[SourceFile, ...]]
+) -> str:
+    return artifact_key(plan, artifact, sources(), tool_versions())
+
+
 def _manifest(
-    plan: EmbedderPlan, reading: EmbedderReading, checkpoint: Checkpoint, folder: Path
+    plan: EmbedderPlan,
+    reading: EmbedderReading,
+    checkpoint: Checkpoint,
+    folder: Path,
+    sources: tuple[SourceFile, ...],
 ) -> EmbedderManifest:
     from math import exp
 
@@ -151,7 +167,7 @@ def _manifest(
         vision_engine=plan.vision_engine,
         checked="unchecked",
         files=_files(plan, folder),
-        sources=checkpoint.sources(False),
+        sources=sources,
         tools=tool_versions(),
     )
 
@@ -165,7 +181,7 @@ def _files(plan: EmbedderPlan, folder: Path) -> tuple[BundleFile, ...]:
     roles: dict[str, FileRole] = {a.path: a.role for a in plan.artifacts}
     roles |= {"tokenizer": "tokenizer", "golden": "golden"}
     found = sorted(p for p in folder.rglob("*") if p.is_file())
-    names = [path.relative_to(folder).as_posix() for path in found]
+    names = [path.relative_to(folder).as_posix() for path in found if path.parent.name != FINISHED]
     return tuple(
         describe_file(folder, name, roles.get(name.split("/", 1)[0], "report")) for name in names
     )

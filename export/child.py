@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import multiprocessing
 import os
 import signal
@@ -11,15 +12,19 @@ import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, TypeVar
 
-from mllm_export.errors import BuildError, MllmExportError
+from mllm_export.errors import BuildError, DiskFullError, MllmExportError
 from mllm_export.progress import Progress, Step, silent
 
 T = TypeVar("T")
 
 _PR_SET_PDEATHSIG = 1
 """linux/prctl.h"""
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""A full disk, a full quota, a limit on the size of a file."""
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def run_in_child(
@@ -74,7 +79,7 @@ def _serve(pipe: Connection, function: Callable[..., Any], arguments: tuple[obje
         pipe.send(("refused", failure))
     except OSError as failure:
         # A full disk is the user's to mend; the traceback would not help.
-        pipe.send(("refused", BuildError(os_failure(failure))))
+        pipe.send(("refused", refusal(failure)))
     except Exception:
         pipe.send(("failed", traceback.format_exc()))
 
@@ -93,10 +98,17 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def os_failure(failure: OSError) -> str:
-    """An operating system's refusal as one line with the file and a next step."""
-    where = f"{failure.filename}: " if failure.filename else ""
-    return f"{where}{failure.strerror or failure}; is the disk full or the folder read-only?"
+def refusal(failure: OSError, path: Path | None = None) -> BuildError:
+    """An operating system's refusal as one line with the file and a next step.
+
+    `path` is what was written, for the systems' calls that do not name it.
+    """
+    file = failure.filename or path
+    what = f"{file}: {failure.strerror or failure}" if file else str(failure)
+    if failure.errno in _NO_ROOM:
+        return DiskFullError(f"{what}; make room, or name another folder with -o")
+    hint = "; may this user write there?" if failure.errno in _FORBIDDEN else ""
+    return BuildError(f"{what}{hint}")
 
 
 def _how_it_died(exit_code: int | None) -> str:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 
+from mllm_export.embedder import EmbedderPlan
 from mllm_export.errors import BuildError
 from mllm_export.export.artifact import Work
 from mllm_export.hashing import file_sha256
-from mllm_export.plan import ArtifactPlan
+from mllm_export.plan import ArtifactPlan, Plan
 from mllm_export.records import from_json, record, to_json
 from mllm_export.source_file import SourceFile
 
 FINISHED = ".finished"
-"""Folder of records inside a bundle that grows; it goes before the bundle gets its manifest."""
+"""Folder of records inside a bundle that grows; it goes before the manifest comes."""
 
 _CODE = (".py", ".toml")
 
@@ -35,26 +36,36 @@ class Finished:
 
 
 def artifact_key(
-    work: Work,
+    plan: Plan | EmbedderPlan,
     artifact: ArtifactPlan,
     sources: tuple[SourceFile, ...],
     tools: tuple[tuple[str, str], ...],
+    given: Iterable[str] = (),
 ) -> str:
-    """SHA-256 over the plan, the sources' hashes, the tools' versions and this package's code."""
+    """SHA-256 over the plan, the sources' hashes, the tools' versions and this package's code.
+
+    `given` is what else the bytes depend on; see `given_to`.
+    """
     digest = hashlib.sha256()
-    digest.update(to_json(replace(work.plan, artifacts=(artifact,))).encode())
+    digest.update(to_json(replace(plan, artifacts=(artifact,))).encode())
     for source in sources:
         digest.update(to_json(source).encode())
     digest.update(repr(tools).encode())
+    for one in given:
+        digest.update(one.encode())
+    digest.update(_code_sha256().encode())
+    return digest.hexdigest()
+
+
+def given_to(work: Work) -> Iterator[str]:
+    """Files and measurements that an answering model's artifacts are made with."""
     for field in fields(Work):
         value = getattr(work, field.name)
         if isinstance(value, Path) and value.is_file():
-            digest.update(f"{field.name} {file_sha256(value)}".encode())
+            yield f"{field.name} {file_sha256(value)}"
     given = work.calibrated
     matrix = file_sha256(given.imatrix) if given.imatrix is not None else ""
-    digest.update(f"calibrated {given.key} {matrix}".encode())
-    digest.update(_code_sha256().encode())
-    return digest.hexdigest()
+    yield f"calibrated {given.key} {matrix}"
 
 
 @cache
@@ -73,34 +84,39 @@ def _code_sha256() -> str:
 
 
 def once(
-    work: Work, artifact: ArtifactPlan, key: Callable[[], str], write: Callable[[], Path | None]
+    folder: Path, artifact: ArtifactPlan, key: Callable[[], str], write: Callable[[], Path | None]
 ) -> Finished:
     """The artifact as an earlier run finished it, or as `write` writes it now.
 
     `key` waits for the hashes of the sources, so it is asked first only where there is a record.
     """
-    found = _read(_record_path(work.folder, artifact))
-    if found is not None and found.key == key() and _stands(work.folder, found):
+    found = _read(_record_path(folder, artifact))
+    if found is not None and found.key == key() and _stands(folder, found):
         return found
-    _remove(work.folder, found)
-    before = _files(work.folder)
+    _remove(folder, found)
+    before = _files(folder)
     float_tower = write()
-    new = sorted(_files(work.folder) - before)
+    new = sorted(_files(folder) - before)
     finished = Finished(
         key=key(),
-        files=tuple(_describe(work.folder, name) for name in new),
-        float_tower=float_tower.relative_to(work.folder).as_posix() if float_tower else None,
+        files=tuple(_describe(folder, name) for name in new),
+        float_tower=float_tower.relative_to(folder).as_posix() if float_tower else None,
     )
-    _write(_record_path(work.folder, artifact), finished)
+    _write(_record_path(folder, artifact), finished)
     return finished
 
 
 def keep_finished(folder: Path) -> int:
     """Clear an abandoned folder of all that no record vouches for; returns the bytes kept."""
-    records = [found for path in folder.glob(f"{FINISHED}/*.json") if (found := _read(path))]
+    read = map(_read, folder.glob(f"{FINISHED}/*.json"))
+    records = [found for found in read if found is not None and _are_there(folder, found)]
     kept = {file.path: file.size_bytes for found in records for file in found.files}
     for name in _files(folder) - set(kept):
         (folder / name).unlink()
+    # The innermost first; the next run makes its own, and would not expect one.
+    for path in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
+        if not any(path.iterdir()):
+            path.rmdir()
     return sum(kept.values())
 
 
@@ -135,10 +151,13 @@ def _write(path: Path, finished: Finished) -> None:
 
 
 def _stands(folder: Path, found: Finished) -> bool:
-    return all(
-        (folder / file.path).is_file() and _describe(folder, file.path) == file
-        for file in found.files
+    return _are_there(folder, found) and all(
+        _describe(folder, file.path) == file for file in found.files
     )
+
+
+def _are_there(folder: Path, found: Finished) -> bool:
+    return all((folder / file.path).is_file() for file in found.files)
 
 
 def _remove(folder: Path, found: Finished | None) -> None:

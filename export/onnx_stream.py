@@ -56,6 +56,11 @@ class OnnxFile:
     tensors: dict[str, OnnxTensor]
 
 
+def data_path(path: Path) -> Path:
+    """Where a model's values stand that are more than one message may hold."""
+    return path.with_name(f"{path.name}.data")
+
+
 def write_onnx(
     path: Path,
     skeleton: ModelProto,
@@ -164,8 +169,8 @@ def _write_with_data_file(path: Path, skeleton: ModelProto, tensors: list[OnnxTe
 
     model = ModelProto()
     model.CopyFrom(skeleton)
-    data_path = path.with_name(f"{path.name}.data")
-    with data_path.open("wb") as file:
+    values = data_path(path)
+    with values.open("wb") as file:
         for tensor in tensors:
             # Engines map the data file, and a mapping begins at a page.
             file.write(bytes(-file.tell() % _PAGE_BYTES))
@@ -175,7 +180,7 @@ def _write_with_data_file(path: Path, skeleton: ModelProto, tensors: list[OnnxTe
                 data_type=helper.np_dtype_to_tensor_dtype(tensor.dtype),
                 data_location=TensorProto.EXTERNAL,
             )
-            place = {"location": data_path.name, "offset": file.tell(), "length": tensor.size_bytes}
+            place = {"location": values.name, "offset": file.tell(), "length": tensor.size_bytes}
             for key, value in place.items():
                 entry.external_data.add(key=key, value=str(value))
             _write_values(file, tensor)

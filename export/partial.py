@@ -2,49 +2,87 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from mllm_export.errors import BuildError
-from mllm_export.export.child import os_failure
-from mllm_export.export.finished import FINISHED, keep_finished
+from mllm_export.bundle import MANIFEST, growing_name
+from mllm_export.errors import BuildError, DiskFullError
+from mllm_export.export.child import refusal
+from mllm_export.export.finished import forget_finished, keep_finished
 
 
 @contextmanager
 def partial_folder(out: Path, needed: int) -> Iterator[Path]:
     """A hidden folder beside `out`, with what a killed run had finished; gone on a failure.
 
-    An interrupted run leaves it where an artifact stands in it. It has no bundle.json, so that
-    no loader takes it.
+    An interrupted run and one that found no more room leave it where an artifact stands in it.
+    No loader takes a folder of that name.
 
     Raises: BuildError for a folder that exists, one that cannot be written, too little room.
     """
     if out.exists():
         raise BuildError(f"{out} exists; name another folder with -o, or remove it first")
-    folder = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    keep = False
+    folder = out.with_name(growing_name(out.name, os.getpid()))
+    kept = 0
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        kept = _take_abandoned(out, folder)
-        _require_room(out.parent, needed - kept)
-        yield folder
+        with _refused_in_words():
+            out.parent.mkdir(parents=True, exist_ok=True)
+            _require_room(out.parent, needed - _take_abandoned(out, folder))
+            yield folder
     except KeyboardInterrupt:
-        keep = any(folder.glob(f"{FINISHED}/*.json"))
+        kept = keep_finished(folder)
         raise
-    except OSError as failure:
-        raise BuildError(os_failure(failure)) from failure
+    except DiskFullError as failure:
+        kept = keep_finished(folder)
+        if not kept:
+            raise
+        raise DiskFullError(
+            f"{failure}. {kept >> 20} MiB that were finished wait in {folder} for the next build"
+        ) from failure
     finally:
-        if not keep:
+        if not kept:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def take_name(folder: Path, out: Path, manifest: str, served: Sequence[Path] = ()) -> None:
+    """Have all on the disk, then the manifest, then the folder under its name.
+
+    What only `served` the build goes last: a run that is killed while gigabytes go to the disk
+    must not have forgotten what it finished.
+    """
+    for path in folder.rglob("*"):
+        if path.is_file() and path not in served:
+            _sync(path)
+    for path in served:
+        path.unlink()
+    forget_finished(folder)
+    (folder / MANIFEST).write_text(manifest, encoding="utf-8")
+    _sync(folder / MANIFEST)
+    folder.rename(out)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _refused_in_words() -> Iterator[None]:
+    try:
+        yield
+    except OSError as failure:
+        raise refusal(failure) from failure
 
 
 def _take_abandoned(out: Path, folder: Path) -> int:
     """Make the folder, of what a killed run left if there is any; returns the bytes kept."""
-    for left in out.parent.glob(f".{out.name}.*.partial"):
-        pid = left.name.split(".")[-2]
+    for left in out.parent.glob(growing_name(glob.escape(out.name), "*")):
+        # Of another bundle, whose name begins with this one's, more than a number is left.
+        pid = left.name.removeprefix(f".{out.name}.").removesuffix(".partial")
         if not pid.isdigit() or _is_running(int(pid)):
             continue
         if folder.exists():
@@ -68,7 +106,7 @@ def _is_running(pid: int) -> bool:
 def _require_room(parent: Path, needed: int) -> None:
     free = shutil.disk_usage(parent).free
     if free < needed:
-        raise BuildError(
+        raise DiskFullError(
             f"{parent} has {free >> 20} MiB free, this build needs {needed >> 20} MiB; "
             "make room or name another folder with -o"
         )

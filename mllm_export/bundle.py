@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -17,6 +18,8 @@ from mllm_export.spec import ModelSpec
 
 SCHEMA = 1
 MANIFEST = "bundle.json"
+
+_GROWING = re.compile(r"\..+\.\d+\.partial")
 
 FileRole = Literal[
     "tower",
@@ -114,8 +117,22 @@ def open_bundle(folder: Path, verify: bool = True) -> Bundle:
     return Bundle(folder, manifest)
 
 
+def growing_name(name: str, process: int | str) -> str:
+    """What the folder of a bundle is called until it is whole."""
+    return f".{name}.{process}.partial"
+
+
+def refuse_growing(folder: Path) -> None:
+    """Raises: BundleError for a folder whose build did not end."""
+    if _GROWING.fullmatch(folder.resolve().name):
+        raise BundleError(
+            f"{folder} is no bundle: its build did not end; run it again, it takes up what is there"
+        )
+
+
 def read_manifest(folder: Path) -> Manifest:
     """bundle.json alone, without a look at the files it names."""
+    refuse_growing(folder)
     path = folder / MANIFEST
     try:
         data = json.loads(path.read_bytes())

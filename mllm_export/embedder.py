@@ -6,7 +6,7 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from mllm_export.bundle import MANIFEST, BundleFile, FileRole, check_file
+from mllm_export.bundle import MANIFEST, BundleFile, FileRole, check_file, refuse_growing
 from mllm_export.errors import BundleError, SpecError
 from mllm_export.plan import ArtifactPlan
 from mllm_export.records import from_plain, record
@@ -153,6 +153,7 @@ def open_embedder(folder: Path, verify: bool = True) -> EmbedderManifest:
 
     Raises: BundleError for another kind or schema, or a file that is missing or changed.
     """
+    refuse_growing(folder)
     path = folder / MANIFEST
     try:
         data = json.loads(path.read_bytes())

@@ -44,6 +44,10 @@ class BuildError(MllmExportError):
     """An artifact could not be written: full disk, existing folder, failed tool."""
 
 
+class DiskFullError(BuildError):
+    """An artifact found no room; make some, and what was finished is taken up."""
+
+
 class BundleError(MllmExportError):
     """A bundle is incomplete, changed since it was written, or needs another runtime."""
 

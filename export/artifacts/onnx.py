@@ -10,6 +10,7 @@ from mllm_export.export.artifact import FLOAT_TOWER, GraphSource, Work, graph_so
 from mllm_export.export.child import run_in_child
 from mllm_export.export.family import Reading
 from mllm_export.export.graph import Graph, tower_graph
+from mllm_export.export.onnx_stream import data_path
 from mllm_export.export.target import Target
 from mllm_export.export.tower_job import TowerJob
 from mllm_export.export.tower_plan import plan_graph_tensors, planned_schemes
@@ -83,6 +84,8 @@ class OnnxTower:
         stage = f"quantized {role}"
         run_in_child(stage, quantize_tower_stage, plain, path, job, progress=progress)
         plain.unlink()
+        # Past what a message can hold, weights stand in a file of their own.
+        data_path(plain).unlink(missing_ok=True)
         steps_path(plain).unlink()
 
 

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mllm_export.errors import BuildError, CheckpointError, LayoutError
+from mllm_export.errors import CheckpointError, LayoutError
+from mllm_export.export.child import refusal
 from mllm_export.export.decoder_plan import StoredTensor
 from mllm_export.export.decoder_values import PlainValues, Values
 from mllm_export.export.parts import Array, GgufField, GgufTensor, Reader
@@ -59,10 +60,7 @@ def write_gguf(
             slabs = partial(_stored_slabs, chosen=chosen)
             _write_tensors(file, alignment, tensors, slabs, progress, stage)
     except OSError as failure:
-        raise BuildError(
-            f"{path}: cannot be written ({failure.strerror or failure}); it needs "
-            f"{sum(t.size_bytes for t in tensors) >> 20} MiB and a folder that takes it"
-        ) from failure
+        raise refusal(failure, path) from failure
 
 
 def _write_header(path: Path, fields: Sequence[GgufField], tensors: Sequence[StoredTensor]) -> int:

@@ -60,7 +60,7 @@ def test_a_killed_build_leaves_nothing_a_loader_takes_and_the_next_one_clears_it
     process.wait()
     assert not out.exists()
     (left,) = tmp_path.iterdir()
-    with pytest.raises(BundleError, match=r"bundle\.json is missing"):
+    with pytest.raises(BundleError, match="its build did not end"):
         open_bundle(left)
     subprocess.run(command(model, out), check=True, capture_output=True)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
@@ -103,7 +103,7 @@ def test_what_a_killed_build_had_finished_is_taken_up_and_the_bytes_are_the_same
     kill_when_finished("tower.onnx", asked, tmp_path)
     before = finished_artifacts(tmp_path)
     (left,) = tmp_path.iterdir()
-    with pytest.raises(BundleError, match=r"bundle\.json is missing"):
+    with pytest.raises(BundleError, match="its build did not end"):
         open_bundle(left)
     subprocess.run(asked, check=True, capture_output=True)
     assert (tmp_path / "bundle" / "tower.onnx").stat().st_mtime_ns == before["tower.onnx"]
@@ -142,7 +142,7 @@ def test_killed_at_50_random_moments_a_build_ends_with_the_bytes_of_an_undisturb
     expected = contents(tmp_path / "undisturbed")
     moments, kills, out = random.Random(0), 0, tmp_path / "out" / "bundle"
     while kills < 50:
-        killed = killed_after(moments.uniform(0.3, 1.0) * whole, command(model, out))
+        killed = killed_after(moments.uniform(0.1, 1.0) * whole, command(model, out))
         kills += killed
         assert killed or out.exists(), "a build that was let alone must leave a bundle"
         for left in out.parent.glob(".bundle.*.partial"):

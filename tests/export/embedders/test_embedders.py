@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_embedders as tiny
-from embedder_builds import LAYOUTS, MAC, TARGET, read, status, write
+from embedder_builds import LAYOUTS, MAC, TARGET, planned, read, status, write
 from PIL import Image
 
 import mllm_export.export.build_embedder as job
@@ -332,6 +332,27 @@ def test_a_text_tower_without_a_tokenizer_is_refused(tmp_path):
     (folder / "vocab.json").unlink()
     with pytest.raises(CheckpointError, match=r"holds no tokenizer.*tokenizer\.json"):
         read(folder)
+
+
+def test_towers_of_an_interrupted_build_are_taken_up(built, tmp_path):
+    checkpoint, reading, undisturbed = built("clip")
+    plan, out = planned(checkpoint, reading), tmp_path / "bundle"
+
+    def interrupt(folder, draft):
+        assert {file.role for file in draft.files} >= {"tower", "text_tower", "tokenizer"}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(plan, reading, checkpoint, out, interrupt)
+    (left,) = tmp_path.iterdir()
+    before = {path.name: path.stat().st_mtime_ns for path in left.glob("*.onnx")}
+    assert set(before) == {"image.onnx", "text.onnx"}
+    write(plan, reading, checkpoint, out)
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob("*.onnx")} == before
+    for path in undisturbed.rglob("*"):
+        if path.is_file():
+            assert (out / path.relative_to(undisturbed)).read_bytes() == path.read_bytes(), path
+    assert {path.name for path in out.iterdir()} == {path.name for path in undisturbed.iterdir()}
 
 
 def test_a_tensor_nobody_knows_is_named(tmp_path):

@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mllm_export.bundle import open_bundle
+from mllm_export.errors import BundleError
 from tests.mllm_export.commands.conftest import Run
 
 
@@ -133,15 +135,12 @@ def test_an_output_folder_that_exists_is_refused_and_untouched(
     assert [p.name for p in out.iterdir()] == ["mine"]
 
 
-@pytest.mark.parametrize("limit_bytes", [20_000, 600_000], ids=["tower", "decoder"])
-def test_a_disk_that_is_full_while_writing_leaves_nothing(
-    made: Path, tmp_path: Path, limit_bytes: int
-) -> None:
+def build_on_a_full_disk(made: Path, out: Path, limit_bytes: int) -> str:
     """A limit on file sizes stands for the full disk: the same refusal, from the same calls."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "mllm_export", "build", made, "--recipe", "f16"),
-            *("--target", "linux-x86_64", "-o", tmp_path / "bundle", "--no-check"),
+            *("--target", "linux-x86_64", "-o", out, "--no-check"),
         ],
         capture_output=True,
         text=True,
@@ -149,10 +148,36 @@ def test_a_disk_that_is_full_while_writing_leaves_nothing(
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes)),
     )
     assert done.returncode == 2, done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
+    (error,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert "Traceback" not in done.stderr
+    return error
+
+
+def test_a_disk_that_is_full_for_the_first_artifact_leaves_nothing(
+    made: Path, tmp_path: Path
+) -> None:
+    assert "make room" in build_on_a_full_disk(made, tmp_path / "bundle", 20_000)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_full_disk_left_is_no_bundle_and_the_next_build_takes_it_up(
+    made: Path, unchecked: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    error = build_on_a_full_disk(made, out, 600_000)
+    (left,) = tmp_path.iterdir()
+    assert f"wait in {left} for the next build" in error
+    files = sorted(path.relative_to(left).as_posix() for path in left.rglob("*") if path.is_file())
+    assert files == [".finished/tower.onnx.json", "tower.onnx"]
+    with pytest.raises(BundleError, match="its build did not end"):
+        open_bundle(left)
+    written = (left / "tower.onnx").stat().st_mtime_ns
+    asked = ("build", made, "--target", "linux-x86_64", "--recipe", "f16", "-o", out, "--no-check")
+    subprocess.run([sys.executable, "-m", "mllm_export", *map(str, asked)], check=True)
+    assert (out / "tower.onnx").stat().st_mtime_ns == written
+    assert list(tmp_path.iterdir()) == [out]
+    for name in ("bundle.json", "decoder.gguf"):
+        assert (out / name).read_bytes() == (unchecked / name).read_bytes()
 
 
 @pytest.mark.parametrize("verb", ["check", "run"])
