@@ -16,12 +16,13 @@ from mllm_export.spec import ModelSpec
 BATCH_ROWS = 512
 """Rows per llama_decode call; with all logits asked for, the output buffer is this times V."""
 
-_KV_TYPES: dict[KvType, int] = {
+KV_TYPES: dict[KvType, int] = {
     "f32": llama_cpp.GGML_TYPE_F32,
     "f16": llama_cpp.GGML_TYPE_F16,
     "q8_0": llama_cpp.GGML_TYPE_Q8_0,
     "q4_0": llama_cpp.GGML_TYPE_Q4_0,
 }
+"""llama.cpp's number of each type."""
 
 
 def open_model(path: Path) -> Any:
@@ -56,7 +57,7 @@ def open_context(path: Path, model: Any, context_tokens: int, threads: int, kv_t
     params.n_seq_max = 1
     params.op_offload = params.offload_kqv = False
     params.n_threads = params.n_threads_batch = threads
-    params.type_k = params.type_v = _KV_TYPES[kv_type]
+    params.type_k = params.type_v = KV_TYPES[kv_type]
     params.flash_attn_type = (
         llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         if is_fused(kv_type)
