@@ -26,6 +26,7 @@ from mllm_export.device_tests.peers._libllama import decode
 from mllm_export.errors import CheckError
 from mllm_export.kv_cache import KvType
 from mllm_export.records import record
+from mllm_export.runtimes.decoder import _library
 from mllm_export.runtimes.decoder import llama_cpp as engine
 from mllm_export.runtimes.decoder._handles import BATCH_ROWS, KV_TYPES, is_fused, open_model
 from mllm_export.runtimes.engines import Segment
@@ -70,7 +71,11 @@ def choices(threads: int) -> tuple[Choice, ...]:
         ),
         *(replace(own, text=f"batches of {rows}", rows=rows) for rows in (64, 128, 256)),
         replace(own, text="weights as they lie in the file", repacked=False),
-        *(replace(own, text=f"{n} threads", threads=n) for n in (1, 2 * threads) if n != threads),
+        *(
+            replace(own, text=f"{n} thread{'s' * (n > 1)}", threads=n)
+            for n in (1, 2 * threads)
+            if n != threads
+        ),
     )
 
 
@@ -79,6 +84,7 @@ class Models:
 
     def __init__(self, path: Path) -> None:
         """Map it twice."""
+        _library.start()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers, params.use_extra_bufts = 0, False
         self._path = path
