@@ -178,11 +178,13 @@ def run_alone(
     bundle: Path, images: list[Path], labels: list[str], threads: int | None, as_json: bool
 ) -> None:
     """A probability for each label; without labels the picture's embedding as JSON."""
+    from mllm_export.commands.checking import tell_unchecked
     from mllm_export.runtimes.embedder import open_embedder_session
 
     if len(images) != 1:
         raise EngineError(f"an encoder alone takes one picture, {len(images)} were given (--image)")
     session = open_embedder_session(bundle, threads)
+    tell_unchecked(bundle, session.manifest.checked)
     if not labels:
         row = session.embed_image(images[0])
         typer.echo(json.dumps([float(value) for value in row]))

@@ -38,9 +38,9 @@ def run(
 ) -> None:
     """Answer a question; needs neither torch nor transformers."""
     from mllm_export.commands.alone import run_alone
+    from mllm_export.commands.checking import tell_unchecked
     from mllm_export.embedder import is_embedder
     from mllm_export.runtimes import load
-    from mllm_export.terminal import print_note
 
     if is_embedder(bundle):
         run_alone(bundle, image or [], label or [], threads, as_json)
@@ -48,8 +48,7 @@ def run(
     if prompt is None:
         raise typer.BadParameter("give the question", param_hint="--prompt")
     with load(bundle, threads=threads) as session:
-        if session.manifest.checked == "unchecked":
-            print_note(f"{bundle} was never checked against the original (built with --no-check)")
+        tell_unchecked(bundle, session.manifest.checked)
         _answer(session, prompt, image or [], max_tokens, temperature, seed, as_json)
 
 
