@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,14 +50,13 @@ def test_run_says_that_an_encoder_was_never_checked(
     assert len(json.loads(outcome.out)) == (2 if labels else 24)
 
 
-def test_run_says_nothing_of_one_that_passed(command: Run, encoder: Path, picture: Path) -> None:
-    file = encoder / "bundle.json"
-    whole = file.read_bytes()
-    file.write_text(json.dumps({**json.loads(whole), "checked": "passed"}), encoding="utf-8")
-    try:
-        outcome = command("run", encoder, "--image", picture)
-    finally:
-        file.write_bytes(whole)
+def test_run_says_nothing_of_one_that_passed(
+    command: Run, encoder: Path, picture: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(encoder, tmp_path / "bundle"))
+    manifest = json.loads((copy / "bundle.json").read_bytes())
+    (copy / "bundle.json").write_text(json.dumps({**manifest, "checked": "passed"}))
+    outcome = command("run", copy, "--image", picture)
     assert outcome.code == 0
     assert "checked" not in outcome.err
 
