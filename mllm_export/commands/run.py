@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mllm_export.runtimes.session import Session
 
 _MAX_TOKENS, _TEMPERATURE, _SEED = 128, 0.0, 0
+"""Where the options are not given."""
 
 
 def run(
