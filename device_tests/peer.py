@@ -17,7 +17,8 @@ Need = Literal["checkpoint", "language_model", "mmproj"]
 _GIVEN_BY: dict[Need, str] = {
     "checkpoint": "the original checkpoint (--checkpoint)",
     "language_model": "the decoder as a folder of its own (--language-model, or --checkpoint)",
-    "mmproj": "an mmproj file (--mmproj, or build the bundle with --mmproj)",
+    "mmproj": "an mmproj file (--mmproj, or build the bundle with --mmproj; a checked build leaves "
+    "out one that llama.cpp computes wrongly, which its report says, and --no-check keeps it)",
 }
 
 

@@ -18,6 +18,8 @@ from mllm_export.spec import ModelSpec
 
 SCHEMA = 1
 MANIFEST = "bundle.json"
+EMBEDDER = "embedder"
+"""What `job` says in the bundle.json of an encoder alone, which has a schema of its own."""
 
 _GROWING = re.compile(r"\..+\.\d+\.partial")
 
@@ -108,8 +110,8 @@ class Bundle:
 def open_bundle(folder: Path, verify: bool = True) -> Bundle:
     """Read and verify a bundle.
 
-    Raises: BundleError for no manifest, another schema, a file that is missing, changed, or
-    leads out of the folder.
+    Raises: BundleError for no manifest, another schema or job, a file that is missing, changed,
+    or leads out of the folder.
     """
     manifest = read_manifest(folder)
     for file in manifest.files:
@@ -140,6 +142,11 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{folder} is no bundle: {MANIFEST} is missing") from None
     except (ValueError, OSError) as failure:
         raise BundleError(f"{path}: not valid JSON ({failure})") from failure
+    if isinstance(data, dict) and data.get("job") == EMBEDDER:
+        raise BundleError(
+            f"{folder} is an encoder alone, which answers no questions; open it with 'run', "
+            "'check' or mllm_export.runtimes.embedder.open_embedder_session"
+        )
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:
         raise BundleError(

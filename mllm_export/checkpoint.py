@@ -51,13 +51,11 @@ class Folder:
     @cached_property
     def shards(self) -> tuple[Shard, ...]:
         """The tensor files, safetensors before pickles as transformers prefers them."""
-        for at, single in enumerate(_SINGLES):
-            index = _INDEXES[at] if at < len(_INDEXES) else ""
-            if index and (self.path / index).is_file():
-                return tuple(open_shard(path) for path in self._indexed(index))
-            if (self.path / single).is_file():
-                return (open_shard(self.path / single),)
-        raise CheckpointError(f"{self.path} holds no weights; {_in_their_place(self.path)}")
+        chosen = self.path / self._chosen
+        if self._chosen not in _INDEXES:
+            return (open_shard(chosen),)
+        names = sorted(set(self._weight_map.values()))
+        return tuple(open_shard(confined(self.path, name, chosen)) for name in names)
 
     @cached_property
     def tensors(self) -> dict[str, tuple[Shard, TensorInfo]]:
@@ -77,24 +75,37 @@ class Folder:
         """Whether there is a tensor file or an index of some."""
         return any((self.path / name).is_file() for name in _INDEXES + _SINGLES)
 
-    def _indexed(self, index: str) -> list[Path]:
-        file = self.path / index
-        weight_map = read_json_object(file).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
+    @cached_property
+    def _chosen(self) -> str:
+        """The one file that the weights are read from, or by: a folder may hold several."""
+        for at, single in enumerate(_SINGLES):
+            for name in (*_INDEXES[at : at + 1], single):
+                if (self.path / name).is_file():
+                    return name
+        raise CheckpointError(f"{self.path} holds no weights; {_in_their_place(self.path)}")
+
+    @cached_property
+    def _weight_map(self) -> dict[str, str]:
+        """Tensor to file, as the chosen index has it; empty where a single file was chosen."""
+        if self._chosen not in _INDEXES:
+            return {}
+        file = self.path / self._chosen
+        found = read_json_object(file).get("weight_map")
+        if not isinstance(found, dict) or not found:
             raise CheckpointError(f"{file}: key 'weight_map' is missing or empty")
-        return [confined(self.path, str(name), file) for name in sorted(set(weight_map.values()))]
+        for tensor, name in found.items():
+            if not isinstance(name, str):
+                raise CheckpointError(
+                    f"{file}: 'weight_map' has {name!r} for tensor '{tensor}', needed: a file name"
+                )
+        return found
 
     def require_indexed(self) -> None:
-        """Check that every tensor an index names is in the shards."""
-        for index in _INDEXES:
-            file = self.path / index
-            if not file.is_file():
-                continue
-            named = read_json_object(file)["weight_map"]
-            missing = sorted(set(named if isinstance(named, dict) else ()) - set(self.tensors))
-            if missing:
-                raise CheckpointError(f"{file} names tensor '{missing[0]}', no shard holds it")
-            return
+        """Check that every tensor the index names is in the shards."""
+        missing = sorted(set(self._weight_map) - set(self.tensors))
+        if missing:
+            file = self.path / self._chosen
+            raise CheckpointError(f"{file} names tensor '{missing[0]}', no shard holds it")
 
 
 def _in_their_place(folder: Path) -> str:

@@ -6,7 +6,14 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from mllm_export.bundle import MANIFEST, BundleFile, FileRole, check_file, refuse_growing
+from mllm_export.bundle import (
+    EMBEDDER,
+    MANIFEST,
+    BundleFile,
+    FileRole,
+    check_file,
+    refuse_growing,
+)
 from mllm_export.errors import BundleError, SpecError
 from mllm_export.plan import ArtifactPlan
 from mllm_export.records import from_plain, record
@@ -15,9 +22,6 @@ from mllm_export.spec import EncoderSpec
 
 SCHEMA = 2
 """1 had no patches."""
-
-JOB = "embedder"
-"""Stands in bundle.json, and tells an encoder's bundle from an answering model's."""
 
 TOKENIZER_FILE = "tokenizer/tokenizer.json"
 
@@ -145,7 +149,7 @@ def is_embedder(folder: Path) -> bool:
         data = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError):
         return False
-    return isinstance(data, dict) and data.get("job") == JOB
+    return isinstance(data, dict) and data.get("job") == EMBEDDER
 
 
 def open_embedder(folder: Path, verify: bool = True) -> EmbedderManifest:

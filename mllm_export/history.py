@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 
-from mllm_export.bundle import MANIFEST, Bundle
+from mllm_export.bundle import MANIFEST
 from mllm_export.errors import CheckError
 from mllm_export.hashing import file_sha256
 from mllm_export.records import as_plain, from_json, record
@@ -30,13 +31,23 @@ class HistoryLine:
     """Without examples and tensors: figures, limits, sizes, latency."""
 
 
-def history_line(report: Report, bundle: Bundle, when: str) -> HistoryLine:
+def keep(
+    file: Path, report: Report, bundle: Path, sources: tuple[SourceFile, ...], when: str = ""
+) -> None:
+    """Append a check of a bundle's folder; without `when` at the clock's time in UTC."""
+    now = when or datetime.now(timezone.utc).isoformat(timespec="seconds")
+    append(file, history_line(report, bundle, sources, now))
+
+
+def history_line(
+    report: Report, bundle: Path, sources: tuple[SourceFile, ...], when: str
+) -> HistoryLine:
     """What is worth keeping of a check."""
     return HistoryLine(
         when=when,
         passed=report.passed,
-        bundle_sha256=file_sha256(bundle.folder / MANIFEST),
-        sources=bundle.manifest.sources,
+        bundle_sha256=file_sha256(bundle / MANIFEST),
+        sources=sources,
         report=_figures(report),
     )
 

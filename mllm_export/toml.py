@@ -20,11 +20,11 @@ else:
 def read_toml(path: Path | Traversable, error: type[MllmExportError]) -> dict[str, Any]:
     """The file's tables.
 
-    Raises: `error` naming the file when it is missing or not TOML.
+    Raises: `error` naming the file when it is missing, not UTF-8 as TOML has to be, or not TOML.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise error(f"{path} is missing") from None
-    except tomllib.TOMLDecodeError as failure:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as failure:
         raise error(f"{path}: not valid TOML ({failure})") from failure

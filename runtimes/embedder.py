@@ -24,6 +24,7 @@ from mllm_export.embedder import (
 from mllm_export.errors import EngineError
 from mllm_export.runtimes.engines import VISION_ENGINES, Floats, GraphRun, VisionEngine
 from mllm_export.runtimes.preprocess import Picture, preprocess
+from mllm_export.runtimes.utf8 import utf8
 from mllm_export.spec import IMAGE_EMBEDS
 
 
@@ -44,7 +45,8 @@ class TextIds:
         self._tokenizer.no_truncation()
 
     def encode(self, text: str) -> list[int]:
-        """One row of ids."""
+        """One row of ids. Raises: EngineError for text that has no UTF-8 form."""
+        utf8(text, f"the text {text!r}")  # of which `tokenizers` makes a TypeError
         spec = self._spec
         ids = list(self._tokenizer.encode(text, add_special_tokens=False).ids)
         start = [] if spec.bos_id is None else [spec.bos_id]
@@ -119,7 +121,10 @@ class EmbedderSession:
         return self.embed_pixels(self.preprocess(image))
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text. Raises: EngineError when the bundle has no text tower."""
+        """The ids of a text.
+
+        Raises: EngineError when the bundle has no text tower, or the text no UTF-8 form.
+        """
         if self._ids is None:
             raise EngineError("this bundle embeds images only: its checkpoint has no text tower")
         return self._ids.encode(text)

@@ -41,3 +41,10 @@ def test_the_targets_and_recipes_shown_exist() -> None:
 
     assert set(re.findall(r"--target ([\w-]+)", README)) - {"T"} <= set(target_names())
     assert set(re.findall(r"--recipe (\w+)", README)) - {"R"} <= set(recipe_names())
+
+
+def test_a_build_for_llama_cpps_tools_keeps_the_file_they_need() -> None:
+    """A checked one leaves it out for CLIP's towers, and what is shown next would be refused."""
+    builds = re.findall(r"^mllm-export build .*--mmproj.*$", README, flags=re.MULTILINE)
+    assert builds
+    assert all("--no-check" in line for line in builds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shlex
 import tempfile
 from pathlib import Path
@@ -39,9 +40,12 @@ class AdbLink:
         Raises: DeviceError when the device is lost.
         """
         if data:
-            piped = f"{self.home}/.stdin"
+            # Of its own name, for another visit may send at the same time. Open, the file is read
+            # to its end though it is removed, and a command that is cut short leaves nothing.
+            piped = f"{self.home}/.stdin-{secrets.token_hex(8)}"
             self._send(data, piped, timeout_s)
-            command = f"{{ {command}; }} < {shlex.quote(piped)}"
+            quoted = shlex.quote(piped)
+            command = f"{{ rm -f {quoted}; {command}; }} < {quoted}"
         return self._checked(("shell", command), timeout_s)
 
     def fetch(self, remote: str, local: Path, timeout_s: float) -> None:

@@ -40,7 +40,8 @@ class SshLink:
         shared = ("-o", "ControlMaster=auto", "-o", "ControlPersist=60")
         socket = ("-o", f"ControlPath={self._sockets}/socket")
         where = ("-p", str(port)) if port else ()
-        self._words = ("ssh", *_OPTIONS, *shared, *socket, *where, host)
+        # Behind the hyphens nothing is an option, whatever the user's address begins with.
+        self._words = ("ssh", *_OPTIONS, *shared, *socket, *where, "--", host)
         self._plain = " ".join(("ssh", *where, host))
 
     def shell(self, command: str, timeout_s: float, data: bytes = b"") -> Completed:
@@ -62,7 +63,7 @@ class SshLink:
 
     def close(self) -> None:
         """End the shared connection."""
-        run_process((*self._words[:-1], "-O", "exit", self._words[-1]), self.title, 15.0)
+        run_process((*self._words[:-2], "-O", "exit", *self._words[-2:]), self.title, 15.0)
         shutil.rmtree(self._sockets, ignore_errors=True)
 
 
@@ -76,12 +77,27 @@ class Ssh:
         del progress
         try:
             parts = urlsplit(f"ssh:{address}")
-            host, port = parts.hostname, parts.port
+            host, port = _host(parts.netloc), parts.port
         except ValueError as failure:
             raise DeviceError(f"ssh:{address}: {failure}; write {self.form}") from None
         if not host or parts.path.strip("/"):
             raise DeviceError(f"ssh:{address} names no host; write {self.form}")
-        return SshLink(f"{parts.username}@{host}" if parts.username else host, port, settings)
+        whole = f"{parts.username}@{host}" if parts.username else host
+        if host.startswith("-") or whole.startswith("-"):
+            raise DeviceError(
+                f"ssh:{address}: a user or host that begins with a hyphen is an option to ssh; "
+                f"write {self.form}"
+            )
+        return SshLink(whole, port, settings)
+
+
+def _host(netloc: str) -> str:
+    """The host of `[user@]host[:port]` as it is written, an IPv6 address without its brackets.
+
+    urlsplit's own is in lower case, and `Host` of ssh_config(5) tells cases apart.
+    """
+    place = netloc.rpartition("@")[2]
+    return place[1:].partition("]")[0] if place.startswith("[") else place.partition(":")[0]
 
 
 DEVICE = Ssh()

@@ -22,14 +22,13 @@ BATCH = 8
 
 
 def clip_config(config: Config) -> CLIPVisionConfig:
-    """Transformers' configuration from the tower's published one."""
+    """Transformers' configuration from the tower's published one, which may leave out defaults."""
+    keys = (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "image_size", "patch_size",
+    )  # fmt: skip
     found = CLIPVisionConfig(
-        hidden_size=config.positive("hidden_size"),
-        intermediate_size=config.positive("intermediate_size"),
-        num_hidden_layers=config.positive("num_hidden_layers"),
-        num_attention_heads=config.positive("num_attention_heads"),
-        image_size=config.positive("image_size"),
-        patch_size=config.positive("patch_size"),
+        **{key: config.positive(key) for key in keys if key in config},
         hidden_act=config.text("hidden_act", "quick_gelu"),
         layer_norm_eps=config.number("layer_norm_eps", 1e-5),
     )
@@ -99,11 +98,11 @@ class Clip:
 
     def processor(self, folder: Path | None, config: Config) -> Any:
         """CLIP's slow processor."""
-        return clip_processor(folder, config.positive("image_size"))
+        return clip_processor(folder, clip_config(config).image_size)
 
     def width(self, config: Config) -> int:
         """Of the residual stream."""
-        return config.positive("hidden_size")
+        return int(clip_config(config).hidden_size)
 
     def open(self, source: TowerSource, dtype: torch.dtype) -> OriginalTower:
         """Layer by layer."""

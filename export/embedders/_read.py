@@ -23,6 +23,13 @@ def read_encoder(checkpoint: Checkpoint, kind: str) -> EncoderSpec:
     return encoder.read_spec(config, image, -1, True)
 
 
+def text_section(config: Config) -> Config:
+    """`text_config`; all of it is default where transformers left it out."""
+    if "text_config" in config:
+        return config.section("text_config")
+    return Config({}, f"{config.file}: text_config")
+
+
 def activation(config: Config, default: str) -> str:
     """hidden_act of a text tower.
 

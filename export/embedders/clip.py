@@ -32,7 +32,7 @@ class Clip:
             encoder=_read.read_encoder(checkpoint, "clip_vit"),
             head="class_token",
             embed_width=width,
-            text=_text(checkpoint, config.section("text_config"), width),
+            text=_text(checkpoint, _read.text_section(config), width),
             score="softmax",
             template="a photo of a {}.",
         )

@@ -25,7 +25,7 @@ class SiglipPair:
     def read(self, checkpoint: Checkpoint) -> EmbedderReading:
         """Spec and weight map from SiglipConfig."""
         encoder = _read.read_encoder(checkpoint, "siglip")
-        text = checkpoint.config.section("text_config")
+        text = _read.text_section(checkpoint.config)
         spec = EmbedderSpec(
             family="siglip",
             name=checkpoint.path.resolve().name,

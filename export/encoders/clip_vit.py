@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _MODEL_TYPES = {"clip", "clip_vision_model"}
+_SIZE_PX = 224
+"""Where the config names none. Source: transformers, CLIPVisionConfig, as are the others below."""
+
 _EMBEDDINGS = "vision_model.embeddings."
 _LAYERS = "vision_model.encoder.layers."
 _PRE_NORM = "vision_model.pre_layrnorm"  # spelled so in every published file
@@ -50,22 +53,22 @@ class ClipVit:
 
     def image(self, config: Config, fit: Fit) -> ImageSpec:
         """CLIP's own constants."""
-        return image_spec(vision_section(config).positive("image_size"), fit)
+        return image_spec(vision_section(config).positive("image_size", _SIZE_PX), fit)
 
     def read_spec(
         self, config: Config, image: ImageSpec, select_layer: int, keep_prefix: bool
     ) -> EncoderSpec:
         """Sizes from CLIPVisionConfig, or from the `vision_config` of a whole CLIPConfig.
 
-        `hidden_act` and `layer_norm_eps` may be absent, and then are CLIPVisionConfig's defaults:
-        some published files list only the sizes.
-        Raises: CheckpointError for a missing key or a size that is not `image`'s;
-        UnsupportedModelError for an activation that no CLIP has.
+        Published files may list only what differs from the defaults of CLIPVisionConfig, which
+        are those of base-patch32.
+        Raises: CheckpointError for a size that is not `image`'s; UnsupportedModelError for an
+        activation that no CLIP has.
         """
         vision = vision_section(config)
         if vision.integer("num_channels", 3) != 3:
             raise UnsupportedModelError(f"{vision.file}: num_channels must be 3")
-        size_px = vision.positive("image_size")
+        size_px = vision.positive("image_size", _SIZE_PX)
         if size_px != image.size_px:
             raise CheckpointError(
                 f"{vision.file}: image_size is {size_px}, "
@@ -74,11 +77,11 @@ class ClipVit:
         return EncoderSpec(
             kind="clip_vit",
             image=image,
-            patch_px=vision.positive("patch_size"),
-            width=vision.positive("hidden_size"),
-            layers=vision.positive("num_hidden_layers"),
-            heads=vision.positive("num_attention_heads"),
-            mlp_width=vision.positive("intermediate_size"),
+            patch_px=vision.positive("patch_size", 32),
+            width=vision.positive("hidden_size", 768),
+            layers=vision.positive("num_hidden_layers", 12),
+            heads=vision.positive("num_attention_heads", 12),
+            mlp_width=vision.positive("intermediate_size", 3072),
             activation=_activation(vision),
             norm_eps=vision.number("layer_norm_eps", 1e-5),
             select_layer=select_layer,

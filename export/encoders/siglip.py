@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _MODEL_TYPES = {"siglip", "siglip_vision_model"}
 _HALF = (0.5, 0.5, 0.5)
 """Mean and standard deviation. Source: google/siglip-*, preprocessor_config.json."""
+_SIZE_PX = 224
+"""Where the config names none. Source: transformers, SiglipVisionConfig."""
 
 _EMBEDDINGS = "vision_model.embeddings."
 _LAYERS = "vision_model.encoder.layers."
@@ -46,7 +48,7 @@ class Siglip:
 
     def image(self, config: Config, fit: Fit) -> ImageSpec:
         """Both sides resized, whatever the shape, unless a square was padded before."""
-        size_px = vision_section(config).positive("image_size")
+        size_px = vision_section(config).positive("image_size", _SIZE_PX)
         own: Fit = "stretch" if fit == "crop" else fit
         return image_spec(size_px, own, _HALF, _HALF)
 
@@ -64,7 +66,7 @@ class Siglip:
         vision = vision_section(config)
         if vision.integer("num_channels", 3) != 3:
             raise UnsupportedModelError(f"{vision.file}: num_channels must be 3")
-        size_px = vision.positive("image_size", 224)
+        size_px = vision.positive("image_size", _SIZE_PX)
         if size_px != image.size_px:
             raise CheckpointError(
                 f"{vision.file}: image_size is {size_px}, "

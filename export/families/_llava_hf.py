@@ -87,7 +87,8 @@ def hf_projector(config: Config) -> Config:
             f"multimodal_projector_bias {has_bias} is missing "
             "(known: gelu with biases); it goes in as one file in export/projectors"
         )
-    width = hf_tower(config).positive("hidden_size")
+    # The default of CLIPVisionConfig, and of SiglipVisionConfig.
+    width = hf_tower(config).positive("hidden_size", 768)
     return Config({"mm_projector_type": "mlp2x_gelu", "mm_hidden_size": width}, config.file)
 
 

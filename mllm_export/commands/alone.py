@@ -92,13 +92,13 @@ def plan_alone(alone: Alone, target: str, recipe: str | None, as_json: bool) -> 
     console.print(f"Dropped from the checkpoint: {len(plan.dropped)} tensors")
 
 
-def refuse_options(**given: bool) -> None:
+def refuse_options(alone: Path | str, **given: bool) -> None:
     """Raises: PlanError naming the first option that is for language models alone."""
     for option, is_given in given.items():
         if is_given:
             raise PlanError(
-                f"--{option.replace('_', '-')} is for models that answer; the checkpoint is an "
-                "encoder alone, leave it out"
+                f"--{option.replace('_', '-')} is for models that answer; {alone} is an encoder "
+                "alone, leave it out"
             )
 
 
@@ -149,13 +149,16 @@ def check_alone(
     evaluation: Path | None,
     profile: str | None,
     report: Path | None,
+    history: Path | None,
+    when: str,
     as_json: bool,
 ) -> None:
     """Hold the bundle against its original, or against its golden files."""
     from dataclasses import replace
 
-    from mllm_export.commands.checking import verdict, write_reports
+    from mllm_export.commands.check import finish
     from mllm_export.embedder import open_embedder
+    from mllm_export.history import keep
     from mllm_export.terminal import ProgressBars
 
     manifest = open_embedder(bundle)
@@ -166,23 +169,22 @@ def check_alone(
     source = None if against is None else Path(against)
     with ProgressBars() as progress:
         found = _checked(bundle, manifest, source, evaluation, False, progress)
-    if report is not None:
-        report.mkdir(parents=True, exist_ok=True)
-        write_reports(found, report)
-    _print(found, as_json)
-    if not found.passed:
-        raise CheckFailedError(verdict(found))
+    if history is not None:
+        keep(history, found, bundle, manifest.sources, when)
+    finish(found, report, as_json)
 
 
 def run_alone(
     bundle: Path, images: list[Path], labels: list[str], threads: int | None, as_json: bool
 ) -> None:
     """A probability for each label; without labels the picture's embedding as JSON."""
+    from mllm_export.commands.checking import tell_unchecked
     from mllm_export.runtimes.embedder import open_embedder_session
 
     if len(images) != 1:
         raise EngineError(f"an encoder alone takes one picture, {len(images)} were given (--image)")
     session = open_embedder_session(bundle, threads)
+    tell_unchecked(bundle, session.manifest.checked)
     if not labels:
         row = session.embed_image(images[0])
         typer.echo(json.dumps([float(value) for value in row]))

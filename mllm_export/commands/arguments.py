@@ -100,6 +100,7 @@ DevicePythonOption = Annotated[
 DeviceHomeOption = Annotated[
     str, typer.Option("--device-home", metavar="DIR", help="A folder on the device for our files.")
 ]
+QUESTIONS = 100
 QuestionsOption = Annotated[
     int,
     typer.Option(help="With --device and --evaluation: how many of them are asked.", min=1),

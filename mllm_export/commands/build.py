@@ -63,6 +63,8 @@ def build(
     alone = open_alone(checkpoint)
     if alone is not None:
         refuse_options(
+            checkpoint,
+            vision_tower=bool(vision_tower),
             mmproj=mmproj,
             memory_budget=memory_budget is not None,
             imatrix=imatrix is not None,

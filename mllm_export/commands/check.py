@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from mllm_export.commands.arguments import (
+    QUESTIONS,
     AgainstOption,
     BundleArgument,
     CostOption,
@@ -45,7 +46,7 @@ def check(
     history: HistoryOption = None,
     when: WhenOption = "",
     device: DeviceOption = None,
-    questions: QuestionsOption = 100,
+    questions: QuestionsOption = QUESTIONS,
     cost: CostOption = False,
     cost_record: CostRecordOption = None,
     record_cost: RecordCostOption = False,
@@ -59,15 +60,24 @@ def check(
     Exit codes: 0 every limit kept, 1 a rung failed, 2 cannot be done as asked.
     """
     from mllm_export.bundle import open_bundle
-    from mllm_export.commands.alone import check_alone
+    from mllm_export.commands.alone import check_alone, refuse_options
     from mllm_export.commands.costing import check_cost
     from mllm_export.commands.there import Place, check_there, refuse_alone
     from mllm_export.embedder import is_embedder
+    from mllm_export.history import keep
 
     place = Place.named(device, timeout, device_python, device_home)
     if is_embedder(bundle):
         refuse_alone(place, bundle)
-        check_alone(bundle, against, evaluation, profile, report_dir, as_json)
+        refuse_options(
+            bundle,
+            vision_tower=bool(vision_tower),
+            questions=questions != QUESTIONS,
+            cost=cost,
+            cost_record=cost_record is not None,
+            record_cost=record_cost,
+        )
+        check_alone(bundle, against, evaluation, profile, report_dir, history, when, as_json)
         return
     opened = open_bundle(bundle)
     if profile is not None:
@@ -80,7 +90,7 @@ def check(
     else:
         report = _check_here(opened, against, vision_tower, evaluation)
     if history is not None:
-        _append(history, report, opened, when)
+        keep(history, report, opened.folder, opened.manifest.sources, when)
     finish(report, report_dir, as_json)
 
 
@@ -117,15 +127,6 @@ def finish(report: Report, report_dir: Path | None, as_json: bool) -> None:
         print_note(note)
     if not report.passed:
         raise CheckFailedError(verdict(report))
-
-
-def _append(file: Path, report: Report, bundle: Bundle, when: str) -> None:
-    from datetime import datetime, timezone
-
-    from mllm_export.history import append, history_line
-
-    now = when or datetime.now(timezone.utc).isoformat(timespec="seconds")
-    append(file, history_line(report, bundle, now))
 
 
 def judged_by(bundle: Bundle, profile: str) -> Bundle:

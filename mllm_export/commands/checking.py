@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mllm_export.errors import CheckFailedError
 from mllm_export.report import describe
@@ -96,6 +96,14 @@ def verdict(report: Report) -> str:
         return f"{report.model} passed"
     broken = [describe(m) for m in rung.measurements if m.passed is False]
     return f"the {rung.name} rung failed: {'; '.join(broken) or rung.reason}"
+
+
+def tell_unchecked(bundle: Path, checked: Literal["passed", "unchecked"]) -> None:
+    """Say of a bundle that nothing has held it against its original."""
+    from mllm_export.terminal import print_note
+
+    if checked == "unchecked":
+        print_note(f"{bundle} was never checked against the original (built with --no-check)")
 
 
 def write_reports(report: Report, folder: Path) -> None:

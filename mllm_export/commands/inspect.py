@@ -38,7 +38,7 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show the parts, parameter counts, prompt and left-over tensors of a checkpoint."""
-    from mllm_export.commands.alone import inspect_alone, open_alone
+    from mllm_export.commands.alone import inspect_alone, open_alone, refuse_options
     from mllm_export.commands.opening import open_checkpoint
     from mllm_export.export.family import cover, read_spec
     from mllm_export.records import to_json
@@ -46,6 +46,7 @@ def inspect(
 
     alone = open_alone(checkpoint)
     if alone is not None:
+        refuse_options(checkpoint, vision_tower=bool(vision_tower))
         inspect_alone(alone, as_json)
         return
     opened = open_checkpoint(checkpoint, vision_tower)

@@ -47,6 +47,8 @@ def plan(
     alone = open_alone(checkpoint)
     if alone is not None:
         refuse_options(
+            checkpoint,
+            vision_tower=bool(vision_tower),
             mmproj=mmproj,
             memory_budget=memory_budget is not None,
             imatrix=imatrix is not None,

@@ -12,6 +12,9 @@ from mllm_export.commands.arguments import BundleArgument, JsonOption
 if TYPE_CHECKING:
     from mllm_export.runtimes.session import Session
 
+_MAX_TOKENS, _TEMPERATURE, _SEED = 128, 0.0, 0
+"""Where the options are not given."""
+
 
 def run(
     bundle: BundleArgument,
@@ -27,9 +30,11 @@ def run(
         Optional[list[str]],  # noqa: UP045
         typer.Option("--label", metavar="S", help="For an encoder alone: what may be shown."),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 128,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.0,
-    seed: Annotated[int, typer.Option(help="For sampling.")] = 0,
+    max_tokens: Annotated[
+        int, typer.Option(help="Longest answer, in tokens.", min=1)
+    ] = _MAX_TOKENS,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = _TEMPERATURE,
+    seed: Annotated[int, typer.Option(help="For sampling.")] = _SEED,
     threads: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(help="CPU threads; all cores by default.", min=1),
@@ -37,20 +42,39 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question; needs neither torch nor transformers."""
-    from mllm_export.commands.alone import run_alone
+    from mllm_export.commands.alone import refuse_options, run_alone
+    from mllm_export.commands.checking import tell_unchecked
     from mllm_export.embedder import is_embedder
     from mllm_export.runtimes import load
-    from mllm_export.terminal import print_note
 
     if is_embedder(bundle):
+        refuse_options(
+            bundle,
+            prompt=prompt is not None,
+            max_tokens=max_tokens != _MAX_TOKENS,
+            temperature=temperature != _TEMPERATURE,
+            seed=seed != _SEED,
+        )
         run_alone(bundle, image or [], label or [], threads, as_json)
         return
+    if label:
+        _refuse_labels(bundle)
     if prompt is None:
         raise typer.BadParameter("give the question", param_hint="--prompt")
     with load(bundle, threads=threads) as session:
-        if session.manifest.checked == "unchecked":
-            print_note(f"{bundle} was never checked against the original (built with --no-check)")
+        tell_unchecked(bundle, session.manifest.checked)
         _answer(session, prompt, image or [], max_tokens, temperature, seed, as_json)
+
+
+def _refuse_labels(bundle: Path) -> None:
+    """Raises: EngineError; BundleError for what is no bundle at all."""
+    from mllm_export.bundle import read_manifest
+    from mllm_export.errors import EngineError
+
+    name = read_manifest(bundle).model.name
+    raise EngineError(
+        f"--label is for an encoder alone; {bundle} ({name}) answers questions, leave it out"
+    )
 
 
 def _answer(

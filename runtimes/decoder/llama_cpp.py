@@ -31,6 +31,7 @@ from mllm_export.runtimes.decoder._states import (
 )
 from mllm_export.runtimes.engines import Floats, Segment
 from mllm_export.runtimes.prompt import count_positions
+from mllm_export.runtimes.utf8 import utf8
 from mllm_export.spec import ModelSpec
 
 _SEQUENCE = 0
@@ -75,13 +76,7 @@ class LlamaCppDecoder:
         Raises: EngineError for text that has no UTF-8 form.
         """
         self._require_open()
-        try:
-            data = text.encode("utf-8")
-        except UnicodeEncodeError as failure:
-            raise EngineError(
-                f"the prompt holds half a character, {text[failure.start]!r} at place "
-                f"{failure.start}, which has no UTF-8 form; remove it"
-            ) from failure
+        data = utf8(text, "the prompt")
         room = 3 * (len(data) + 1)  # a vocabulary without the blank spells it in three bytes
         ids = (llama_cpp.llama_token * room)()
         count = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, room, False, True)

@@ -73,7 +73,11 @@ def test_a_name_that_is_none_is_answered_with_those_there_are(words: str) -> Non
 
 @pytest.mark.parametrize(
     ("peer", "named"),
-    [("llama_cpp", "--mmproj"), ("torch_float32", "--checkpoint"), ("torch_bfloat16", "original")],
+    [
+        ("llama_cpp", "--mmproj.* a checked build leaves out one .* and --no-check keeps it"),
+        ("torch_float32", "--checkpoint"),
+        ("torch_bfloat16", "original"),
+    ],
 )
 def test_a_file_that_a_peer_needs_and_was_not_given_is_named(peer: str, named: str) -> None:
     nothing = Files(bundle=Path("none"))

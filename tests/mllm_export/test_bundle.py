@@ -147,6 +147,7 @@ def point_at(name: str) -> Callable[[Path], None]:
         (lambda f: (f / MANIFEST).write_text('{"schema": 1'), "not valid JSON"),
         (lambda f: (f / MANIFEST).write_text("[]"), "schema None"),
         (edit(lambda d: d.update(schema=99)), "schema 99"),
+        (edit(lambda d: d.update(schema=2, job="embedder")), "an encoder alone, which answers no"),
         (edit(lambda d: d.update(surprise=1)), "surprise"),
         (edit(lambda d: d.pop("model")), "model"),
         (lambda f: (f / "tower.onnx").unlink(), "tower.onnx"),

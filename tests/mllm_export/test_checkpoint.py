@@ -175,6 +175,41 @@ def test_a_tensor_that_only_the_index_knows_is_an_error(tmp_path: Path) -> None:
     refused(lambda: Checkpoint(model).infos(False), "ghost")
 
 
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        ({}, "key 'weight_map' is missing or empty"),
+        ({"weight_map": {}}, "key 'weight_map' is missing or empty"),
+        ({"weight_map": ["a"]}, "key 'weight_map' is missing or empty"),
+        ({"weight_map": {"a": ["x"], "b": "y"}}, "['x'] for tensor 'a', needed: a file name"),
+        ({"weight_map": {"a": "x", "b": 1}}, "1 for tensor 'b', needed: a file name"),
+    ],
+)
+def test_an_index_that_maps_nothing_to_files_is_named(
+    tmp_path: Path, form: str, index: dict[str, object], words: str
+) -> None:
+    model = write(tmp_path / "model", form, 3)
+    (file,) = model.glob("*.index.json")
+    file.write_text(json.dumps(index))
+    refused(lambda: Checkpoint(model).infos(False), str(file), words)
+
+
+def test_an_index_of_files_that_are_not_read_is_not_held_against_those_that_are(
+    tmp_path: Path,
+) -> None:
+    """Published folders hold both forms, and the pickles' tensors may have other names."""
+    model = write(tmp_path / "model", "bin", 3)
+    write(model, "safetensors")
+    file = model / "pytorch_model.bin.index.json"
+    index = json.loads(file.read_text())
+    index["weight_map"]["an.older.name"] = "pytorch_model-00001-of-00003.bin"
+    file.write_text(json.dumps(index))
+    assert set(Checkpoint(model).infos(False)) == set(state())
+    file.write_text("{}")
+    assert set(Checkpoint(model).infos(False)) == set(state())
+
+
 def test_a_folder_without_weights_or_config_is_an_error(tmp_path: Path) -> None:
     refused(lambda: Checkpoint(tmp_path / "nothing"), "not a folder")
     (tmp_path / "config.json").write_text("{}")

@@ -134,21 +134,19 @@ def test_what_transformers_saves_is_read_back():
         assert CLIP.read_spec(Config(saved, "b"), IMAGE, -2, False) == direct
 
 
-@pytest.mark.parametrize(
-    ("key", "default"), [("hidden_act", "quick_gelu"), ("layer_norm_eps", 1e-5)]
-)
-def test_an_absent_key_means_what_it_means_to_transformers(key, default):
-    assert CLIPVisionConfig().to_dict()[key] == default
-    lean = {k: v for k, v in PUBLISHED.items() if k != key}
-    assert CLIP.read_spec(Config(lean, "a"), IMAGE, -2, False) == CLIP.read_spec(
-        Config(PUBLISHED, "a"), IMAGE, -2, False
-    )
+def test_absent_keys_mean_what_they_mean_to_transformers():
+    full = CLIPVisionConfig().to_dict()
+    known = CLIP.read_spec(Config(full, "a"), CLIP.image(Config(full, "a"), "pad"), -2, False)
+    assert known.image.size_px == full["image_size"]
+    for key in PUBLISHED:
+        lean = Config({name: value for name, value in full.items() if name != key}, "b")
+        assert CLIP.read_spec(lean, CLIP.image(lean, "pad"), -2, False) == known, key
 
 
 @pytest.mark.parametrize(
     ("changes", "error_type", "words"),
     [
-        ({"hidden_size": None}, CheckpointError, "key 'hidden_size' is missing"),
+        ({"hidden_size": "wide"}, CheckpointError, "key 'hidden_size' is 'wide'"),
         ({"hidden_act": "relu"}, UnsupportedModelError, "hidden_act 'relu'"),
         ({"image_size": 224}, CheckpointError, "image_size is 224, the preprocessing makes 336"),
         ({"num_attention_heads": 15}, SpecError, "1024 is not a multiple of 15 heads"),

@@ -119,7 +119,7 @@ def test_published_shapes_of_so400m():
 
 
 def test_absent_keys_mean_what_they_mean_to_transformers():
-    bare = Config({"model_type": "siglip_vision_model", "image_size": 224}, "a")
+    bare = Config({"model_type": "siglip_vision_model"}, "a")
     spec = SIGLIP.read_spec(bare, SIGLIP.image(bare, "crop"), -1, False)
     known = SiglipVisionConfig()
     assert (spec.width, spec.layers, spec.heads, spec.mlp_width, spec.patch_px) == (
@@ -127,6 +127,7 @@ def test_absent_keys_mean_what_they_mean_to_transformers():
         known.intermediate_size, known.patch_size,
     )  # fmt: skip
     assert (spec.activation, spec.norm_eps) == (known.hidden_act, known.layer_norm_eps)
+    assert spec.image.size_px == known.image_size
 
 
 def test_every_tensor_of_a_siglip_folder_is_taken_or_dropped_with_a_reason():
