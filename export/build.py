@@ -35,6 +35,7 @@ from mllm_export.export.finished import (
 )
 from mllm_export.export.partial import partial_folder
 from mllm_export.export.parts import TOKENIZERS
+from mllm_export.export.planned_storage import remembered
 from mllm_export.export.target import Target
 from mllm_export.plan import ArtifactPlan, Plan
 from mllm_export.prefix import PREFIX
@@ -170,6 +171,7 @@ def _manifest(
         cpu_features=target.cpu_features,
         kv_type=plan.kv_type,
         decoder_importance=plan.decoder_importance,
+        planned=remembered(plan),
         files=files,
         sources=sources,
         tools=tool_versions(),
