@@ -74,8 +74,17 @@ def read(file: Path) -> Iterator[HistoryLine]:
             yield from_json(HistoryLine, line, f"{file}, line {number}", CheckError)
 
 
-def last_good(file: Path, like: Report) -> HistoryLine | None:
+def bundle_sha256_of(path: Path) -> str:
+    """SHA-256 of the bundle.json beside or in what was given; empty where there is none."""
+    manifest = (path if path.is_dir() else path.parent) / MANIFEST
+    return file_sha256(manifest) if manifest.is_file() else ""
+
+
+def last_good(file: Path, like: Report, bundle_sha256: str = "") -> HistoryLine | None:
     """The last check of the same model, target and recipe that passed, before this very one.
+
+    `bundle_sha256` is given where the report stands in a bundle: such a report is the build's, with
+    seconds that no line has, so the lines of that bundle are known by their hash.
 
     None when this very check is the first of its kind in the file.
 
@@ -89,7 +98,7 @@ def last_good(file: Path, like: Report) -> HistoryLine | None:
         one = line.report
         if not line.passed or (one.model, one.family, one.target, one.recipe) != key:
             continue
-        if one == this:
+        if one == this or (bundle_sha256 and line.bundle_sha256 == bundle_sha256):
             first = True
         else:
             found = line
