@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -48,16 +49,32 @@ def _figures(report: Report) -> Report:
 
 
 def append(file: Path, line: HistoryLine) -> None:
-    """One write at the end of the file, so that two checks at a time leave two lines."""
+    """One write at the end of the file, so that two checks at a time leave two lines.
+
+    Raises: OSError, with the file as it was, when not the whole line could be written.
+    """
     import json
 
     file.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(as_plain(line), ensure_ascii=False, allow_nan=False) + "\n"
     handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(handle, text.encode("utf-8"))
+        _write_whole(handle, text.encode("utf-8"), file)
     finally:
         os.close(handle)
+
+
+def _write_whole(handle: int, line: bytes, file: Path) -> None:
+    """A nearly full disk takes a part of a write, and half a line would break every later read."""
+    written = os.write(handle, line)
+    if written == len(line):
+        return
+    end = os.lseek(handle, 0, os.SEEK_CUR)
+    # What another check appended behind it must not be cut off.
+    if os.fstat(handle).st_size == end:
+        os.ftruncate(handle, end - written)
+    reason = f"{written} of the line's {len(line)} bytes could be written; make room, check again"
+    raise OSError(errno.ENOSPC, reason, str(file))
 
 
 def read(file: Path) -> Iterator[HistoryLine]:
