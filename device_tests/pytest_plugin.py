@@ -103,19 +103,17 @@ class BundleCollector(pytest.Collector):
 
 def _check(folder: Path, config: pytest.Config) -> Report:
     from mllm_export.bundle import open_bundle
-    from mllm_export.commands.check import replan
-    from mllm_export.commands.checking import check_in_child
+    from mllm_export.commands.checking import check_again
     from mllm_export.commands.opening import REFERENCE, open_checkpoint, reference_evaluation
     from mllm_export.progress import silent
 
     against, evaluation = config.option.mllm_against, config.option.mllm_evaluation
     bundle = open_bundle(folder)
     original = None if against is None else open_checkpoint(against, None)
-    plan = None if original is None else replan(bundle, original)
     file = None if evaluation is None else Path(evaluation)
     if against == REFERENCE and file is None:
         file = reference_evaluation()
-    return check_in_child(bundle, original, plan, file, None, False, silent)
+    return check_again(bundle, original, file, silent)
 
 
 def _failure(rung: Rung) -> str:

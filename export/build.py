@@ -21,6 +21,7 @@ from mllm_export.export.family import Reading
 from mllm_export.export.finished import FINISHED, Finished, artifact_key, given_to, once
 from mllm_export.export.partial import partial_folder, take_name
 from mllm_export.export.parts import TOKENIZERS
+from mllm_export.export.planned_storage import remembered
 from mllm_export.export.target import Target
 from mllm_export.plan import ArtifactPlan, Plan
 from mllm_export.prefix import PREFIX
@@ -148,6 +149,7 @@ def _manifest(
         cpu_features=target.cpu_features,
         kv_type=plan.kv_type,
         decoder_importance=plan.decoder_importance,
+        planned=remembered(plan),
         files=files,
         sources=sources,
         tools=tool_versions(),

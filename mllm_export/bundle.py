@@ -12,6 +12,7 @@ from mllm_export.errors import BundleError
 from mllm_export.hashing import file_sha256, has_sha256
 from mllm_export.kv_cache import KvType
 from mllm_export.plan import Importance
+from mllm_export.planned import PlannedScheme
 from mllm_export.records import from_plain, record, to_json
 from mllm_export.source_file import SourceFile
 from mllm_export.spec import ModelSpec
@@ -75,6 +76,9 @@ class Manifest:
     """How the runtime stores keys and values unless it is told otherwise."""
     decoder_importance: Importance = "none"
     """What weighed the errors of the decoder's columns when it was stored."""
+    planned: tuple[PlannedScheme, ...] = ()
+    """How tower and decoder were to be stored; empty in bundles that were written before it was
+    kept."""
     files: tuple[BundleFile, ...]
     sources: tuple[SourceFile, ...]
     tools: tuple[tuple[str, str], ...]

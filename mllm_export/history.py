@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -59,16 +60,32 @@ def _figures(report: Report) -> Report:
 
 
 def append(file: Path, line: HistoryLine) -> None:
-    """One write at the end of the file, so that two checks at a time leave two lines."""
+    """One write at the end of the file, so that two checks at a time leave two lines.
+
+    Raises: OSError, with the file as it was, when not the whole line could be written.
+    """
     import json
 
     file.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(as_plain(line), ensure_ascii=False, allow_nan=False) + "\n"
     handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(handle, text.encode("utf-8"))
+        _write_whole(handle, text.encode("utf-8"), file)
     finally:
         os.close(handle)
+
+
+def _write_whole(handle: int, line: bytes, file: Path) -> None:
+    """A nearly full disk takes a part of a write, and half a line would break every later read."""
+    written = os.write(handle, line)
+    if written == len(line):
+        return
+    end = os.lseek(handle, 0, os.SEEK_CUR)
+    # What another check appended behind it must not be cut off.
+    if os.fstat(handle).st_size == end:
+        os.ftruncate(handle, end - written)
+    reason = f"{written} of the line's {len(line)} bytes could be written; make room, check again"
+    raise OSError(errno.ENOSPC, reason, str(file))
 
 
 def read(file: Path) -> Iterator[HistoryLine]:
@@ -85,8 +102,17 @@ def read(file: Path) -> Iterator[HistoryLine]:
             yield from_json(HistoryLine, line, f"{file}, line {number}", CheckError)
 
 
-def last_good(file: Path, like: Report) -> HistoryLine | None:
+def bundle_sha256_of(path: Path) -> str:
+    """SHA-256 of the bundle.json beside or in what was given; empty where there is none."""
+    manifest = (path if path.is_dir() else path.parent) / MANIFEST
+    return file_sha256(manifest) if manifest.is_file() else ""
+
+
+def last_good(file: Path, like: Report, bundle_sha256: str = "") -> HistoryLine | None:
     """The last check of the same model, target and recipe that passed, before this very one.
+
+    `bundle_sha256` is given where the report stands in a bundle: such a report is the build's, with
+    seconds that no line has, so the lines of that bundle are known by their hash.
 
     None when this very check is the first of its kind in the file.
 
@@ -100,7 +126,7 @@ def last_good(file: Path, like: Report) -> HistoryLine | None:
         one = line.report
         if not line.passed or (one.model, one.family, one.target, one.recipe) != key:
             continue
-        if one == this:
+        if one == this or (bundle_sha256 and line.bundle_sha256 == bundle_sha256):
             first = True
         else:
             found = line

@@ -17,8 +17,9 @@ from mllm_export.device_tests.reference import Floats
 from mllm_export.device_tests.stored import FLOATS, Stored, standing_in
 from mllm_export.device_tests.stored_coreml import CoremlStored
 from mllm_export.device_tests.stored_tower import OnnxBlocks, OnnxInt8
-from mllm_export.export.tower_plan import planned_schemes
+from mllm_export.export.planned_storage import planned_storage
 from mllm_export.plan import Plan
+from mllm_export.planned import recall
 from mllm_export.progress import Step
 from mllm_export.quantize.tower_scheme import BLOCKS, COREML_ALONE, QUANTIZED, tower_scheme_names
 from mllm_export.report import Example, Measurement, Rung, TensorRow, not_run, rung_of
@@ -155,27 +156,23 @@ class _Names:
         )
 
     def _planned(self, context: Context) -> Iterator[Measurement]:
-        if self._plan is None:
-            return
         found = {n: s for stored, _ in self._sides for n, s in stored.items()}
-        planned = _planned_storage(self._plan)
-        stored = {name: (one.scheme, _file_shape(one)) for name, one in found.items()}
-        other = sum(planned.get(n) != stored.get(n) for n in planned.keys() | stored.keys())
+        remembered = context.bundle.manifest.planned
+        if self._plan is not None:
+            other = _unlike(self._plan, found)
+        elif remembered:
+            schemes = recall(remembered, found)
+            # What is missing altogether has a measurement of its own.
+            other = sum(schemes.get(name) != one.scheme for name, one in found.items())
+        else:
+            return
         yield context.limits.measure("weights", "tensors stored otherwise than planned", other)
 
 
-def _planned_storage(plan: Plan) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Scheme and shape in the file of every tensor of tower and decoder, by its float name."""
-    tower, decoder = plan.artifact("tower"), plan.artifact("decoder")
-    rows = decoder.tensors if decoder else ()
-    found = {row.name: (row.scheme, row.shape) for row in rows}
-    if tower is not None:
-        shapes = {row.name: row.shape for row in tower.tensors}
-        for name, scheme in planned_schemes(tower.tensors).items():
-            endings = ("", QUANTIZED, BLOCKS)
-            shape = next(shapes[name + end] for end in endings if name + end in shapes)
-            found[name] = (scheme, shape)
-    return found
+def _unlike(plan: Plan, found: Mapping[str, Stored]) -> int:
+    planned = planned_storage(plan)
+    stored = {name: (one.scheme, _file_shape(one)) for name, one in found.items()}
+    return sum(planned.get(n) != stored.get(n) for n in planned.keys() | stored.keys())
 
 
 def _file_shape(one: Stored) -> tuple[int, ...]:

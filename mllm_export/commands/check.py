@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mllm_export.bundle import Bundle
-    from mllm_export.checkpoint import Checkpoint
-    from mllm_export.plan import Plan
     from mllm_export.report import Report
 
 
@@ -97,16 +95,15 @@ def check(
 def _check_here(
     bundle: Bundle, against: str | None, vision_tower: TowerOption, evaluation: Path | None
 ) -> Report:
-    from mllm_export.commands.checking import check_in_child
+    from mllm_export.commands.checking import check_again
     from mllm_export.commands.opening import REFERENCE, open_checkpoint, reference_evaluation
     from mllm_export.terminal import ProgressBars
 
     original = None if against is None else open_checkpoint(against, vision_tower)
     if against == REFERENCE and evaluation is None:
         evaluation = reference_evaluation()
-    plan = None if original is None else replan(bundle, original)
     with ProgressBars() as progress:
-        return check_in_child(bundle, original, plan, evaluation, None, False, progress)
+        return check_again(bundle, original, evaluation, progress)
 
 
 def finish(report: Report, report_dir: Path | None, as_json: bool) -> None:
@@ -141,33 +138,3 @@ def judged_by(bundle: Bundle, profile: str) -> Bundle:
 
     load_profile(profile)
     return Bundle(bundle.folder, replace(bundle.manifest, profile=profile))
-
-
-def replan(bundle: Bundle, checkpoint: Checkpoint) -> Plan:
-    """The plan that the bundle must have come from.
-
-    Raises: BundleError when the checkpoint is another model.
-    """
-    from mllm_export.errors import BundleError
-    from mllm_export.export.family import cover, read_spec
-    from mllm_export.export.make_plan import make_plan
-    from mllm_export.export.target import load_target
-    from mllm_export.quantize.recipe import load_recipe
-
-    manifest = bundle.manifest
-    reading = read_spec(checkpoint)
-    dropped = cover(checkpoint, reading)
-    plan = make_plan(
-        reading,
-        load_target(manifest.target),
-        load_recipe(manifest.recipe),
-        dropped=dropped,
-        mmproj=bundle.find("mmproj") is not None,
-        profile=manifest.profile,
-    )
-    if plan.spec.decoder != manifest.model.decoder or plan.spec.encoders != manifest.model.encoders:
-        raise BundleError(
-            f"{checkpoint.path} is not what {bundle.folder} was built from: sizes differ; "
-            "name the checkpoint it was built from with --against"
-        )
-    return plan

@@ -61,6 +61,22 @@ def _judge_mmproj(job: Job, bundle: Bundle, report: Report, progress: Progress) 
     return replace(report, notes=(*report.notes, verdict.sentence()))
 
 
+def check_again(
+    bundle: Bundle, original: Checkpoint | None, evaluation: Path | None, progress: Progress
+) -> Report:
+    """The ladder on a finished bundle, against the original or its golden files.
+
+    Raises: BundleError when the original is another model than the bundle's.
+    """
+    from mllm_export.commands.replanning import replan
+
+    if original is None:
+        return check_in_child(bundle, None, None, evaluation, None, False, progress)
+    found = replan(bundle, original)
+    report = check_in_child(bundle, original, found.plan, evaluation, None, False, progress)
+    return replace(report, notes=(*report.notes, *found.notes))
+
+
 def check_in_child(
     bundle: Bundle,
     checkpoint: Checkpoint | None,

@@ -45,7 +45,7 @@ def compare(
     """
     from mllm_export.device_tests.comparison import compare as hold
     from mllm_export.errors import CheckError, CheckFailedError
-    from mllm_export.history import last_good
+    from mllm_export.history import bundle_sha256_of, last_good
     from mllm_export.records import to_json
     from mllm_export.reports.comparison import to_markdown
     from mllm_export.terminal import print_note
@@ -54,7 +54,7 @@ def compare(
         raise CheckError("give two bundles or reports, or one and --history FILE")
     if history is not None:
         new, new_name = load_report(before), str(before)
-        line = last_good(history, new)
+        line = last_good(history, new, bundle_sha256_of(before))
         if line is None:
             print_note(f"{history} holds no check before this one: there is nothing to compare")
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -81,6 +82,22 @@ def test_a_failed_rung_fails_its_test_with_the_figures_and_no_traceback(
     assert "prompt: prompts with other ids 1 (exactly 0)" in done.stdout
     assert "Traceback" not in done.stdout
     assert "1 failed" in done.stdout
+
+
+def test_a_bundle_of_the_users_own_recipe_passes_against_its_original(
+    golden: Path, tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    bundle = tmp_path / "bundle"
+    shutil.copytree(golden, bundle)
+    write_manifest(bundle, replace(open_bundle(golden).manifest, recipe="mine"))
+    model = golden.parent / "models" / "model"
+    done = pytest_on(bundle, tmp_path, "--mllm-against", str(model))
+    assert done.returncode == 0, done.stdout + done.stderr
+    cases = ElementTree.parse(tmp_path / "out.xml").getroot().findall(".//testcase")
+    skipped = {case.get("name") for case in cases if case.find("skipped") is not None}
+    assert skipped == {"task"}
 
 
 def test_a_folder_that_is_no_bundle_fails_with_one_sentence(tmp_path: Path) -> None:

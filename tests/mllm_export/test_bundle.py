@@ -127,6 +127,11 @@ def test_the_manifest_goes_to_json_and_back_without_loss(bundle: Path) -> None:
     assert from_json(Manifest, to_json(manifest), "x", BundleError) == manifest
 
 
+def test_a_manifest_from_before_the_plan_was_kept_is_read(bundle: Path) -> None:
+    edit(lambda d: d.pop("planned"))(bundle)
+    assert open_bundle(bundle).manifest.planned == ()
+
+
 def edit(change: Callable[[dict[str, object]], object]) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
         data = json.loads((folder / MANIFEST).read_text())

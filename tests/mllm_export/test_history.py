@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,9 +25,9 @@ PASSED = Report(
 FAILED = replace(PASSED, rungs=(Rung(name="tower", status="failed", reason="x"),))
 
 
-def line(report: Report, when: str) -> HistoryLine:
+def line(report: Report, when: str, bundle_sha256: str = "0" * 64) -> HistoryLine:
     return HistoryLine(
-        when=when, passed=report.passed, bundle_sha256="0" * 64, sources=(), report=report
+        when=when, passed=report.passed, bundle_sha256=bundle_sha256, sources=(), report=report
     )
 
 
@@ -64,6 +65,37 @@ def test_a_check_is_not_compared_with_itself(tmp_path: Path) -> None:
     found = last_good(file, other)
     assert found is not None
     assert found.when == "1"
+
+
+def test_a_bundle_is_not_compared_with_its_own_check_whose_seconds_are_others(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "history.jsonl"
+    checked = replace(PASSED, rungs=(Rung(name="tower", status="passed", seconds=9.0),))
+    append(file, line(checked, "1", "a" * 64))
+    assert last_good(file, PASSED, "a" * 64) is None
+    append(file, line(checked, "2", "b" * 64))
+    append(file, line(checked, "3", "a" * 64))
+    found = last_good(file, PASSED, "a" * 64)
+    assert found is not None
+    assert found.when == "2"
+    assert last_good(file, PASSED) == line(checked, "3", "a" * 64)
+
+
+def test_a_line_that_the_disk_has_no_room_for_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "history.jsonl"
+    append(file, line(PASSED, "1"))
+    kept = file.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The system itself cuts the write short there, as it does where a disk is full.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(kept) + 20, hard))
+    try:
+        with pytest.raises(OSError, match=r"20 of the line's \d+ bytes could be written") as caught:
+            append(file, line(PASSED, "2"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.filename == str(file)
+    assert file.read_bytes() == kept
 
 
 def test_no_good_line_is_refused_with_the_command_that_makes_one(tmp_path: Path) -> None:

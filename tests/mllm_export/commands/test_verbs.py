@@ -1,15 +1,19 @@
 """What the verbs print, and their exit codes."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mllm_export.bundle import open_bundle
 from mllm_export.commands.check import finish
 from mllm_export.errors import PlanError
 from mllm_export.export import llava_layout
+from mllm_export.history import append, history_line
 from mllm_export.plan import Plan
-from mllm_export.records import from_plain
+from mllm_export.records import from_plain, to_json
 from mllm_export.report import Report, Rung
 from tests.mllm_export.commands.conftest import Run
 
@@ -127,6 +131,29 @@ def test_ready_ci_files_are_listed_and_printed(command: Run) -> None:
 def test_compare_refuses_what_holds_no_report(command: Run, tmp_path: Path) -> None:
     assert "holds no report.json" in command("compare", tmp_path, tmp_path).error
     assert "or one and --history FILE" in command("compare", tmp_path).error
+
+
+def test_a_bundle_is_compared_with_the_check_before_its_own(
+    command: Run, unchecked: Path, tmp_path: Path
+) -> None:
+    words = {"model": "m", "family": "f", "target": "t", "recipe": "r", "profile": "default"}
+    rung = Rung(name="tower", status="passed", seconds=1.0)
+    report, history = Report(**words, rungs=(rung,)), tmp_path / "history.jsonl"
+    bundle = tmp_path / "bundle"
+    shutil.copytree(unchecked, bundle)
+    (bundle / "report.json").write_text(to_json(report))
+    checked = replace(report, rungs=(replace(rung, seconds=2.0),))
+    append(history, history_line(checked, open_bundle(bundle), "now"))
+    alone = command("compare", bundle, "--history", history)
+    assert alone.code == 0
+    assert "holds no check before this one" in alone.err
+    earlier = replace(history_line(checked, open_bundle(bundle), "earlier"), bundle_sha256="0" * 64)
+    history.write_text("")
+    for one in (earlier, history_line(checked, open_bundle(bundle), "now")):
+        append(history, one)
+    for given in (bundle, bundle / "report.json"):
+        found = command("compare", given, "--history", history, "--json")
+        assert json.loads(found.out)["before"] == f"the check of earlier in {history}"
 
 
 @pytest.mark.parametrize("as_json", [False, True])
