@@ -30,7 +30,7 @@ from mllm_export.device_tests.sequences import (
     run_turns,
     spread,
 )
-from mllm_export.device_tests.subject import Answer, Subject
+from mllm_export.device_tests.subject import UNFINISHED, Answer, Subject
 from mllm_export.progress import Progress, Step
 
 
@@ -46,7 +46,10 @@ class Effort:
     measures_floor: bool
     """Whether the tower runs in float64 too, which takes twice its memory again."""
     goes_on: bool
-    """Whether the original finishes the answers in which it left the export's."""
+    """Whether the original finishes every answer in which it left the export's.
+
+    One that can still turn out to be a known answer is finished whatever this says.
+    """
 
 
 _EFFORTS = (
@@ -226,11 +229,22 @@ class LiveOracle:
             self._rest()
             self._tell("decoder of the original", len(turns), "sequences")
             effort = self.effort
-            passed = run_turns(self.reference, turns, effort.answer_tokens, effort.goes_on)
+            passed = run_turns(self.reference, turns, effort.answer_tokens, self._goes_on)
             asked = len(self.samples.questions)
             self._asked = subject
             self._passed = Passed(logits=passed.logits, answers=passed.answers[:asked])
         return self._passed
+
+    def _goes_on(self, question: Question, ids: tuple[int, ...]) -> bool:
+        """Cut short, an original's right answer would count as wrong, and no export could lose it.
+
+        One that already says something else than every known answer is wrong however it ends.
+        """
+        if self.effort.goes_on:
+            return True
+        # The last character may not be whole yet, and blanks may still move as text is joined.
+        said = _bare(self.text(ids).rstrip(UNFINISHED))
+        return any(_bare(answer).startswith(said) for answer in question.answers)
 
     def _turns(self, subject: Subject) -> list[Turn]:
         """A turn for each question, then one without a picture and one with two."""
@@ -279,3 +293,7 @@ class LiveOracle:
 
     def _tell(self, what: str, count: int, unit: str) -> None:
         self._progress(Step(stage="check", item=what, done=0, total=count, unit=unit))
+
+
+def _bare(text: str) -> str:
+    return "".join(text.split())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -17,6 +17,9 @@ CONTINUATION_TOKENS = 32
 
 CHUNK = 64
 """Sequences whose logits are held at once, where another pass costs little."""
+
+GoesOn = Callable[[Question, tuple[int, ...]], bool]
+"""Whether the original pays a pass for another token behind these of its answer."""
 
 _PLAIN_ANSWER = "There are two circles and a square on a plain background."
 
@@ -64,11 +67,11 @@ class Passed:
 
 
 def run_turns(
-    reference: Reference, turns: Sequence[Turn], answer_tokens: int, goes_on: bool
+    reference: Reference, turns: Sequence[Turn], answer_tokens: int, goes_on: GoesOn
 ) -> Passed:
     """The original's logits after every turn that has a continuation, and all its answers.
 
-    `goes_on` pays further passes to finish the answers in which it left the export's.
+    `goes_on` is asked of the answers in which it left the export's.
     """
     logits: list[LogitCase] = []
     greedy: list[Greedy] = []
@@ -78,8 +81,13 @@ def run_turns(
                 logits.append(turn.logit_case(rows))
             count = len(turn.tokens)
             greedy.append(compare(turn.asked.draft, rows[:count], reference.stop_ids))
-    if goes_on:
-        greedy = finish(reference, [turn.asked for turn in turns], greedy, answer_tokens)
+    greedy = finish(
+        reference,
+        [turn.asked for turn in turns],
+        greedy,
+        answer_tokens,
+        lambda at, ids: goes_on(turns[at].question, ids),
+    )
     answers = [
         AnswerCase(question=turn.question, draft=turn.asked.draft, greedy=one)
         for turn, one in zip(turns, greedy, strict=True)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _LARGE_BYTES = 256 << 20
 """Bundles from this size on are opened part by part."""
 
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+"""Stands in a text for each byte of a character that was not finished."""
+
 
 class StepLike(Protocol):
     """One generated token."""
