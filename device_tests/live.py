@@ -40,7 +40,7 @@ class Effort:
 
     towers: int
     sequences: int
-    """Samples whose logits are compared."""
+    """Samples whose logits are compared, with two more; at 0 none are."""
     controls: int
     answer_tokens: int
     measures_floor: bool
@@ -117,9 +117,11 @@ class LiveOracle:
         self._passed: Passed | None = None
 
     def asking(self, samples: Samples) -> LiveOracle:
-        """The same original, asked other samples."""
-        asked = (self.reference, samples, self._context_tokens, self._progress, self._rest)
-        return LiveOracle(*asked)
+        """The same original, asked other samples with the same effort."""
+        parts = (self.reference, samples, self._context_tokens, self._progress, self._rest)
+        asked = LiveOracle(*parts)
+        asked.effort = self.effort
+        return asked
 
     def text(self, ids: tuple[int, ...]) -> str:
         """Answer ids as the original's tokenizer writes them."""
@@ -257,6 +259,8 @@ class LiveOracle:
             self._turn(subject, at, question, at in measured)
             for at, question in enumerate(questions)
         ]
+        if not measured:
+            return turns
         names = tuple(self.samples.pictures)[:2]
         text = questions[0].text
         several = (Question(pictures=(), text=text), Question(pictures=names, text=text))
