@@ -83,6 +83,8 @@ def _header(
 ) -> dict[str, object]:
     """What the answers depend on; answers to anything else are not gone on with."""
     return {
+        # 1 cut the answers of a run with the original, whatever max_tokens said.
+        "schema": 2,
         "bundle": file_sha256(bundle.folder / MANIFEST),
         "evaluation": file_sha256(file),
         "against": checkpoint is not None,
@@ -170,6 +172,7 @@ class _Asking:
 
     def _some(self, questions: list[Question]) -> list[Answered]:
         if self._oracle is None:
+            self._subject.prepare([p for one in questions for p in self._samples.of(one)])
             return [Answered(export=self._own(one)) for one in questions]
         oracle = self._oracle.asking(replace(self._samples, questions=tuple(questions)))
         return [

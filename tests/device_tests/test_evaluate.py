@@ -12,7 +12,7 @@ from PIL import Image
 from mllm_export.bundle import open_bundle
 from mllm_export.checkpoint import Checkpoint
 from mllm_export.commands.build import build
-from mllm_export.device_tests import live
+from mllm_export.device_tests import kept, live
 from mllm_export.device_tests.cases import AnswerCase
 from mllm_export.device_tests.evaluate import evaluate, mcnemar
 from mllm_export.device_tests.subject import Answer, Subject
@@ -73,8 +73,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[AnswerCase]:
         return replace(answer, ids=(8 if answer.ids[0] == 7 else 7, *answer.ids[1:]))
 
     def watched(oracle: live.LiveOracle, subject: Subject) -> list[AnswerCase]:
-        found.extend(seen(oracle, subject))
-        return found
+        cases = seen(oracle, subject)
+        found.extend(cases)
+        return cases
 
     monkeypatch.setattr(Subject, "answer", other)
     monkeypatch.setattr(live.LiveOracle, "answer_cases", watched)
@@ -119,6 +120,23 @@ def test_answers_to_another_file_are_not_gone_on_with(bundle, tmp_path: Path) ->
     other.mkdir()
     with pytest.raises(CheckError, match="answers of another bundle, evaluation file or setting"):
         evaluate(bundle, written(other, count=2), answers=answers, max_tokens=2)
+
+
+@pytest.mark.parametrize("against", [False, True])
+def test_pictures_are_let_go_behind_their_questions(
+    bundle,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    alive: list[int],
+    against: bool,
+) -> None:
+    monkeypatch.setattr(kept, "KEPT_BYTES", 0)
+    monkeypatch.setattr("mllm_export.device_tests.evaluate._TOGETHER", 2)
+    checkpoint = Checkpoint(model, None) if against else None
+    evaluate(bundle, written(tmp_path, count=9), checkpoint=checkpoint, max_tokens=1)
+    assert len(alive) == (18 if against else 9)
+    assert max(alive) <= (4 if against else 2)
 
 
 @pytest.mark.parametrize(
