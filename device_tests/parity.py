@@ -19,7 +19,7 @@ from mllm_export.device_tests.golden import write_golden
 from mllm_export.device_tests.golden_oracle import GoldenOracle
 from mllm_export.device_tests.latency import REPEATS, latency, machine
 from mllm_export.device_tests.limit import KINDS
-from mllm_export.device_tests.live import LiveOracle, effort_for
+from mllm_export.device_tests.live import Effort, LiveOracle, effort_for
 from mllm_export.device_tests.profile import Limits, load_profile
 from mllm_export.device_tests.reference import REFERENCES
 from mllm_export.device_tests.samples import (
@@ -39,6 +39,9 @@ from mllm_export.report import RUNGS, ArtifactSize, Latency, LayerDrift, Report,
 
 _GENERIC_SCENES = 16
 """The most that are drawn for a model without questions of its own."""
+
+_SPARE_TOKENS = 2
+"""Behind a known answer: the stop token, and one where a model cuts the text otherwise."""
 
 
 def check(
@@ -130,7 +133,18 @@ def oracle_of(
     else:
         sequences = effort_for(reference.parameters).sequences
         samples = generic_samples(min(sequences, _GENERIC_SCENES))
-    return LiveOracle(reference, samples, manifest.context_tokens, progress, rest)
+    oracle = LiveOracle(reference, samples, manifest.context_tokens, progress, rest)
+    oracle.effort = _long_enough(oracle, manifest.context_tokens)
+    return oracle
+
+
+def _long_enough(oracle: LiveOracle, context_tokens: int) -> Effort:
+    """A right answer that is cut counts as wrong on both sides, so that no export could lose it."""
+    known = {answer for question in oracle.samples.questions for answer in question.answers}
+    longest = max((len(oracle.reference.text_ids(one)) for one in known), default=0)
+    # Picture, prompt and the turn behind the answer need room in the context too.
+    wanted = min(longest + _SPARE_TOKENS, context_tokens // 4)
+    return replace(oracle.effort, answer_tokens=max(oracle.effort.answer_tokens, wanted))
 
 
 def _context(
