@@ -17,7 +17,7 @@ from mllm_export.device_tests.cases import (
 from mllm_export.device_tests.diagnosis.walked import Walked
 from mllm_export.device_tests.distributions import relative_error
 from mllm_export.device_tests.greedy import Asked
-from mllm_export.device_tests.kept import Kept
+from mllm_export.device_tests.kept_embeds import KeptEmbeds
 from mllm_export.device_tests.pictures import Picture, ladder
 from mllm_export.device_tests.probes import original_ranges
 from mllm_export.device_tests.questions import NASTY, PLAIN, WITH_MARKERS, WITH_SPECIAL
@@ -117,7 +117,7 @@ class LiveOracle:
         self.bos_id = reference.bos_id
         self._context_tokens = context_tokens
         self._progress = progress
-        self._embeds = Kept()
+        self._embeds = KeptEmbeds()
         self._tower_floor: float | None = None
         self._probes: tuple[list[Floats], dict[str, float]] | None = None
         self._asked: Subject | None = None

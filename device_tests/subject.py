@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from mllm_export.bundle import Bundle
 from mllm_export.device_tests.fed import SeenDecoder
-from mllm_export.device_tests.kept import Kept
+from mllm_export.device_tests.kept_embeds import KeptEmbeds
 from mllm_export.device_tests.one_part import OnePart, PartDecoder, PartTower
 from mllm_export.device_tests.pictures import Picture
 from mllm_export.device_tests.reference import Floats
@@ -92,7 +92,7 @@ class Subject:
         self.session = session
         self.rest = rest
         self.decoder = decoder
-        self._embeds = Kept()
+        self._embeds = KeptEmbeds()
 
     def close(self) -> None:
         """Give the session's memory back."""

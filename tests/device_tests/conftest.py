@@ -12,7 +12,7 @@ import torch
 
 from mllm_export.checkpoint import Checkpoint
 from mllm_export.device_tests.check import Context
-from mllm_export.device_tests.kept import Kept
+from mllm_export.device_tests.kept_embeds import KeptEmbeds
 from mllm_export.device_tests.reference import Floats, Reference
 from mllm_export.device_tests.references.mobilevlm import mobilevlm_reference
 
@@ -43,14 +43,14 @@ def alive(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many embeddings of both sides were in memory each time that one more was kept."""
     held: list[weakref.ref] = []
     counts: list[int] = []
-    put = Kept.put
+    put = KeptEmbeds.put
 
-    def counted(kept: Kept, name: str, values: Floats) -> None:
+    def counted(kept: KeptEmbeds, name: str, values: Floats) -> None:
         put(kept, name, values)
         held.append(weakref.ref(kept[name]))
         counts.append(sum(one() is not None for one in held))
 
-    monkeypatch.setattr(Kept, "put", counted)
+    monkeypatch.setattr(KeptEmbeds, "put", counted)
     return counts
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from mllm_export.bundle import open_bundle
 from mllm_export.checkpoint import Checkpoint
 from mllm_export.commands.build import build
-from mllm_export.device_tests import kept, live
+from mllm_export.device_tests import kept_embeds, live
 from mllm_export.device_tests.cases import AnswerCase
 from mllm_export.device_tests.evaluate import evaluate, mcnemar
 from mllm_export.device_tests.subject import Answer, Subject
@@ -131,7 +131,7 @@ def test_pictures_are_let_go_behind_their_questions(
     alive: list[int],
     against: bool,
 ) -> None:
-    monkeypatch.setattr(kept, "KEPT_BYTES", 0)
+    monkeypatch.setattr(kept_embeds, "KEPT_BYTES", 0)
     monkeypatch.setattr("mllm_export.device_tests.evaluate._TOGETHER", 2)
     checkpoint = Checkpoint(model, None) if against else None
     evaluate(bundle, written(tmp_path, count=24), checkpoint=checkpoint, max_tokens=1)

@@ -9,7 +9,7 @@ import pytest
 from parity_fakes import FakeSession, few_samples
 from scripted import Saying, Scripted, knowing
 
-from mllm_export.device_tests import kept, live
+from mllm_export.device_tests import kept_embeds, live
 from mllm_export.device_tests.cases import AnswerCase
 from mllm_export.device_tests.live import LiveOracle
 from mllm_export.device_tests.samples import Samples
@@ -51,7 +51,7 @@ def test_a_check_holds_the_pictures_of_one_group_of_questions(
     reference, monkeypatch: pytest.MonkeyPatch, alive: list[int]
 ) -> None:
     monkeypatch.setattr(live, "GROUP", 2)
-    monkeypatch.setattr(kept, "KEPT_BYTES", 0)
+    monkeypatch.setattr(kept_embeds, "KEPT_BYTES", 0)
     oracle = LiveOracle(Scripted(reference, "red"), few_samples(QUESTIONS), 512, silent)
     subject = Subject(Saying(reference, "red"))
     assert len(oracle.answer_cases(subject)) == QUESTIONS
@@ -78,7 +78,7 @@ def test_groups_change_no_answer(reference, monkeypatch: pytest.MonkeyPatch) -> 
 
     whole = asked()
     monkeypatch.setattr(live, "GROUP", 2)
-    monkeypatch.setattr(kept, "KEPT_BYTES", 0)
+    monkeypatch.setattr(kept_embeds, "KEPT_BYTES", 0)
     assert asked() == whole
 
 

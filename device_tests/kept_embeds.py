@@ -9,7 +9,7 @@ KEPT_BYTES = 512 << 20
 one with 4096 channels. What is asked for again is computed again."""
 
 
-class Kept:
+class KeptEmbeds:
     """By the picture's name; nothing goes before `trim` says so."""
 
     def __init__(self) -> None:
