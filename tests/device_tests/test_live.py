@@ -11,6 +11,7 @@ from scripted import Saying, Scripted, knowing
 
 from mllm_export.device_tests import kept_embeds, live
 from mllm_export.device_tests.cases import AnswerCase
+from mllm_export.device_tests.distributions import relative_error
 from mllm_export.device_tests.live import LiveOracle
 from mllm_export.device_tests.samples import Samples
 from mllm_export.device_tests.subject import Subject
@@ -99,4 +100,4 @@ def test_pictures_go_through_the_original_in_batches(
     found = oracle.embeds(pictures)
     assert sizes == [3, 3, 1]
     one = reference.embed(oracle.pixels(pictures[4]))[0]
-    np.testing.assert_allclose(found[4], one, atol=1e-4)
+    assert relative_error(one, found[4]) < 1e-5
