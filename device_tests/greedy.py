@@ -104,8 +104,7 @@ def finish(
         open_ones = [
             at
             for at, one in enumerate(done)
-            if not (one.finished or one.same or len(one.ids) >= max_tokens)
-            and goes_on(at, one.ids)
+            if not (one.finished or one.same or len(one.ids) >= max_tokens) and goes_on(at, one.ids)
         ]
         if not open_ones:
             return done
