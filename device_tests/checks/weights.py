@@ -209,11 +209,18 @@ def loss_of(stored: Stored, original: Original) -> Loss:
         # NaN, from a scale that is NaN, is no less than anything.
         worst = max(worst, largest if largest < _FURTHEST else _FURTHEST)
     return Loss(
-        sqnr_db=None if noise == 0 else 10 * math.log10(max(signal / noise, 1e-300)),
+        sqnr_db=_sqnr_db(signal, noise, worst),
         largest_error=worst,
         unrounded=unrounded,
         bad=bad,
     )
+
+
+def _sqnr_db(signal: float, noise: float, worst: float) -> float | None:
+    if noise == 0:
+        # What is no number is no part of the noise, and as little an equal value.
+        return None if worst < _FURTHEST else 0.0
+    return 10 * math.log10(max(signal / noise, 1e-300))
 
 
 def _energy(values: Floats) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,6 +75,7 @@ def test_what_memory_allows_is_embedded_once(reference, alive: list[int]) -> Non
 def test_groups_change_no_answer(reference, monkeypatch: pytest.MonkeyPatch) -> None:
     def asked() -> list[tuple[str, tuple[int, ...]]]:
         oracle = LiveOracle(reference, few_samples(5), 512, silent)
+        oracle.effort = replace(oracle.effort, answer_tokens=4, sequences=1)
         found = oracle.answer_cases(Subject(Saying(reference, "red")))
         return [(case.question.text, case.greedy.ids) for case in found]
 
