@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,8 @@ def evaluate(
     progress: Progress = silent,
 ) -> Evaluation:
     """Score every question; `answers` keeps what was answered, and is gone on with.
+
+    `max_tokens` is the length of the longest answer of both sides.
 
     Raises: CheckError for an evaluation file, or answers, that cannot be used.
     """
@@ -80,6 +83,8 @@ def _header(
 ) -> dict[str, object]:
     """What the answers depend on; answers to anything else are not gone on with."""
     return {
+        # 1 cut the answers of a run with the original, whatever max_tokens said.
+        "schema": 2,
         "bundle": file_sha256(bundle.folder / MANIFEST),
         "evaluation": file_sha256(file),
         "against": checkpoint is not None,
@@ -145,9 +150,14 @@ class _Asking:
 
         manifest = self._bundle.manifest
         reference = REFERENCES[manifest.model.family](checkpoint)
-        return LiveOracle(
+        oracle = LiveOracle(
             reference, self._samples, manifest.context_tokens, silent, self._subject.rest
         )
+        # Whole answers are scored, however much a check would ask of a model of that size.
+        oracle.effort = replace(
+            oracle.effort, answer_tokens=self._max_tokens, goes_on=True, sequences=0
+        )
+        return oracle
 
     def answers(self, start: int) -> Iterator[list[Answered]]:
         questions = self._samples.questions
@@ -162,14 +172,9 @@ class _Asking:
 
     def _some(self, questions: list[Question]) -> list[Answered]:
         if self._oracle is None:
+            self._subject.prepare([p for one in questions for p in self._samples.of(one)])
             return [Answered(export=self._own(one)) for one in questions]
-        oracle = self._oracle.asking(
-            Samples(
-                source=self._samples.source,
-                pictures=self._samples.pictures,
-                questions=tuple(questions),
-            )
-        )
+        oracle = self._oracle.asking(replace(self._samples, questions=tuple(questions)))
         return [
             Answered(export=oracle.text(one.draft.ids), original=oracle.text(one.greedy.ids))
             for one in oracle.answer_cases(self._subject)
@@ -183,8 +188,6 @@ class _Asking:
 
 
 def _asked(question: Question) -> Question:
-    from dataclasses import replace
-
     return replace(question, text=with_choices(question.text, question.choices))
 
 

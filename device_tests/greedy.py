@@ -6,7 +6,7 @@ the first difference that is its greedy answer; from there on it continues by it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -44,7 +44,7 @@ class Greedy:
     ids: tuple[int, ...]
     """Without the stop token."""
     finished: bool
-    """False: cut, at the number of tokens asked for or where no further pass was paid."""
+    """False: cut, at the number of tokens asked for or where the rest changes no verdict."""
     agreed: int
     """Tokens of the draft that the reference chose too."""
     same: bool
@@ -89,15 +89,22 @@ def compare(draft: Answer, rows: Floats, stop_ids: Sequence[int]) -> Greedy:
 
 
 def finish(
-    reference: Forcing, asked: Sequence[Asked], found: Sequence[Greedy], max_tokens: int
+    reference: Forcing,
+    asked: Sequence[Asked],
+    found: Sequence[Greedy],
+    max_tokens: int,
+    goes_on: Callable[[int, tuple[int, ...]], bool] = lambda _at, _ids: True,
 ) -> list[Greedy]:
-    """Let the reference go on by itself where it left the draft; a token a pass."""
+    """Let the reference go on by itself where it left the draft; a token a pass.
+
+    `goes_on` takes an answer's place and its ids so far, and says whether the next is worth it.
+    """
     done = list(found)
     while True:
         open_ones = [
             at
             for at, one in enumerate(done)
-            if not one.finished and not one.same and len(one.ids) < max_tokens
+            if not (one.finished or one.same or len(one.ids) >= max_tokens) and goes_on(at, one.ids)
         ]
         if not open_ones:
             return done

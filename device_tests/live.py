@@ -17,6 +17,7 @@ from mllm_export.device_tests.cases import (
 from mllm_export.device_tests.diagnosis.walked import Walked
 from mllm_export.device_tests.distributions import relative_error
 from mllm_export.device_tests.greedy import Asked
+from mllm_export.device_tests.kept_embeds import KeptEmbeds
 from mllm_export.device_tests.pictures import Picture, ladder
 from mllm_export.device_tests.probes import original_ranges
 from mllm_export.device_tests.questions import NASTY, PLAIN, WITH_MARKERS, WITH_SPECIAL
@@ -24,13 +25,14 @@ from mllm_export.device_tests.reference import Floats, Reference
 from mllm_export.device_tests.samples import Question, Samples
 from mllm_export.device_tests.sequences import (
     CONTINUATION_TOKENS,
+    GROUP,
     Passed,
     Turn,
     continuation_ids,
     run_turns,
     spread,
 )
-from mllm_export.device_tests.subject import Answer, Subject
+from mllm_export.device_tests.subject import UNFINISHED, Answer, Subject
 from mllm_export.progress import Progress, Step
 
 
@@ -40,13 +42,16 @@ class Effort:
 
     towers: int
     sequences: int
-    """Samples whose logits are compared."""
+    """Samples whose logits are compared, with two more; at 0 none are."""
     controls: int
     answer_tokens: int
     measures_floor: bool
     """Whether the tower runs in float64 too, which takes twice its memory again."""
     goes_on: bool
-    """Whether the original finishes the answers in which it left the export's."""
+    """Whether the original finishes every answer in which it left the export's.
+
+    One that can still turn out to be a known answer is finished whatever this says.
+    """
 
 
 _EFFORTS = (
@@ -78,6 +83,11 @@ _EFFORTS = (
 minute on two cores."""
 
 
+_BATCH = 64
+"""Pictures that go through the original's tower together: their pixels and states are held at
+once, and a tower that is read anew for each batch still computes for minutes."""
+
+
 def effort_for(parameters: int) -> Effort:
     """What a decoder of that size is worth measuring."""
     return next(e for limit, e in _EFFORTS if limit is None or parameters < limit)
@@ -107,16 +117,18 @@ class LiveOracle:
         self.bos_id = reference.bos_id
         self._context_tokens = context_tokens
         self._progress = progress
-        self._embeds: dict[str, Floats] = {}
+        self._embeds = KeptEmbeds()
         self._tower_floor: float | None = None
         self._probes: tuple[list[Floats], dict[str, float]] | None = None
         self._asked: Subject | None = None
         self._passed: Passed | None = None
 
     def asking(self, samples: Samples) -> LiveOracle:
-        """The same original, asked other samples."""
-        asked = (self.reference, samples, self._context_tokens, self._progress, self._rest)
-        return LiveOracle(*asked)
+        """The same original, asked other samples with the same effort."""
+        parts = (self.reference, samples, self._context_tokens, self._progress, self._rest)
+        asked = LiveOracle(*parts)
+        asked.effort = self.effort
+        return asked
 
     def text(self, ids: tuple[int, ...]) -> str:
         """Answer ids as the original's tokenizer writes them."""
@@ -176,12 +188,14 @@ class LiveOracle:
 
     def embeds(self, pictures: Sequence[Picture]) -> list[Floats]:
         """The original's embeddings f32[T, D] of each picture, kept once computed."""
-        fresh = {p.name: p for p in pictures if p.name not in self._embeds}
-        if fresh:
-            self._tell("tower of the original", len(fresh), "pictures")
+        fresh = list({p.name: p for p in pictures if p.name not in self._embeds}.values())
+        for start in range(0, len(fresh), _BATCH):
+            self._tell("tower of the original", start, len(fresh), "pictures")
             self._rest()
-            stacked = np.concatenate([self.pixels(picture) for picture in fresh.values()])
-            self._embeds.update(zip(fresh, self.reference.embed(stacked), strict=True))
+            batch = fresh[start : start + _BATCH]
+            made = self.reference.embed(np.concatenate([self.pixels(one) for one in batch]))
+            for one, embeds in zip(batch, made, strict=True):
+                self._embeds.put(one.name, embeds)
         return [self._embeds[picture.name] for picture in pictures]
 
     def tower_floor(self) -> float | None:
@@ -222,31 +236,54 @@ class LiveOracle:
 
     def _run(self, subject: Subject) -> Passed:
         if self._passed is None or self._asked is not subject:
-            turns = self._turns(subject)
-            self._rest()
-            self._tell("decoder of the original", len(turns), "sequences")
-            effort = self.effort
-            passed = run_turns(self.reference, turns, effort.answer_tokens, effort.goes_on)
-            asked = len(self.samples.questions)
+            count = len(self.samples.questions)
+            groups = [self._group(subject, start) for start in range(0, count, GROUP)]
             self._asked = subject
-            self._passed = Passed(logits=passed.logits, answers=passed.answers[:asked])
+            self._passed = Passed(
+                logits=[case for group in groups for case in group.logits],
+                # Behind the questions stand further turns, asked for their logits alone.
+                answers=[case for group in groups for case in group.answers][:count],
+            )
         return self._passed
 
-    def _turns(self, subject: Subject) -> list[Turn]:
-        """A turn for each question, then one without a picture and one with two."""
+    def _group(self, subject: Subject, start: int) -> Passed:
+        """The questions from there on; their pictures are let go when the next group needs room."""
+        self._embeds.trim()
+        turns = self._turns(subject, start)
+        self._rest()
+        total = len(self.samples.questions)
+        self._tell("decoder of the original", start, total, "sequences")
+        return run_turns(self.reference, turns, self.effort.answer_tokens, self._goes_on)
+
+    def _goes_on(self, question: Question, ids: tuple[int, ...]) -> bool:
+        """Cut short, an original's right answer would count as wrong, and no export could lose it.
+
+        One that already says something else than every known answer is wrong however it ends.
+        """
+        if self.effort.goes_on:
+            return True
+        # The last character may not be whole yet, and blanks may still move as text is joined.
+        said = _bare(self.text(ids).rstrip(UNFINISHED))
+        return any(_bare(answer).startswith(said) for answer in question.answers)
+
+    def _turns(self, subject: Subject, start: int) -> list[Turn]:
+        """A turn for each question of a group; behind the last some more."""
         questions = self.samples.questions
-        pictures = [picture for one in questions for picture in self.samples.of(one)]
+        group = range(start, min(start + GROUP, len(questions)))
+        pictures = [picture for at in group for picture in self.samples.of(questions[at])]
         self.embeds(pictures)
         subject.prepare(pictures)
         measured = set(spread(len(questions), self.effort.sequences))
-        turns = [
-            self._turn(subject, at, question, at in measured)
-            for at, question in enumerate(questions)
-        ]
+        turns = [self._turn(subject, at, questions[at], at in measured) for at in group]
+        is_last = group.stop == len(questions)
+        return turns + self._further(subject) if measured and is_last else turns
+
+    def _further(self, subject: Subject) -> list[Turn]:
+        """One without a picture and one with two."""
         names = tuple(self.samples.pictures)[:2]
-        text = questions[0].text
+        text = self.samples.questions[0].text
         several = (Question(pictures=(), text=text), Question(pictures=names, text=text))
-        return turns + [
+        return [
             self._turn(subject, 0, question, True) for question in several if self._fits(question)
         ]
 
@@ -277,5 +314,9 @@ class LiveOracle:
         embeds = [subject.embeds(picture) for picture in self.samples.of(question)]
         return subject.answer(question.text, embeds, self.effort.answer_tokens)
 
-    def _tell(self, what: str, count: int, unit: str) -> None:
-        self._progress(Step(stage="check", item=what, done=0, total=count, unit=unit))
+    def _tell(self, what: str, done: int, total: int, unit: str) -> None:
+        self._progress(Step(stage="check", item=what, done=done, total=total, unit=unit))
+
+
+def _bare(text: str) -> str:
+    return "".join(text.split())

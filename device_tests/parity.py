@@ -19,7 +19,7 @@ from mllm_export.device_tests.golden import write_golden
 from mllm_export.device_tests.golden_oracle import GoldenOracle
 from mllm_export.device_tests.latency import REPEATS, latency, machine
 from mllm_export.device_tests.limit import KINDS
-from mllm_export.device_tests.live import LiveOracle, effort_for
+from mllm_export.device_tests.live import Effort, LiveOracle, effort_for
 from mllm_export.device_tests.profile import Limits, load_profile
 from mllm_export.device_tests.reference import REFERENCES
 from mllm_export.device_tests.samples import (
@@ -32,13 +32,16 @@ from mllm_export.device_tests.samples import (
 from mllm_export.device_tests.stored import Stored, decoder_kind
 from mllm_export.device_tests.subject import Subject, open_subject
 from mllm_export.device_tests.tower_file import TOWER_FILES
-from mllm_export.errors import CheckError, EngineError, ImageError
+from mllm_export.errors import CheckError, EngineError, ImageError, MllmExportError
 from mllm_export.plan import Plan
 from mllm_export.progress import Progress, Step, silent
-from mllm_export.report import RUNGS, ArtifactSize, LayerDrift, Report, Rung, not_run
+from mllm_export.report import RUNGS, ArtifactSize, Latency, LayerDrift, Report, Rung, not_run
 
 _GENERIC_SCENES = 16
 """The most that are drawn for a model without questions of its own."""
+
+_SPARE_TOKENS = 2
+"""Behind a known answer: the stop token, and one where a model cuts the text otherwise."""
 
 
 def check(
@@ -59,7 +62,8 @@ def check(
     """Measure every rung, or those named, and hold them against the bundle's profile.
 
     With a checkpoint against the original itself, else against the golden files in the bundle.
-    `evaluation` is a JSONL file of questions; `golden` a new folder to record golden files in;
+    `evaluation` is a JSONL file of questions; `golden` a new folder to record golden files in,
+    unless a rung fails;
     `subject` an opened session to use in place of the bundle's own; `oracle` one that is asked
     about several bundles of one original, in place of `checkpoint`; `profile` another than the
     bundle was built for; `fail_fast` stops at the first rung that fails.
@@ -75,11 +79,12 @@ def check(
             oracle = _oracle(bundle, checkpoint, evaluation, progress, opened.rest)
         context = _context(bundle, opened, oracle, plan, float_tower, progress)
         found = _ladder(names, context, fail_fast)
-        if golden is not None and isinstance(oracle, LiveOracle):
-            write_golden(golden, oracle, opened)
         report = replace(
             _report(bundle, oracle, found), frontier=plan.frontier if plan is not None else ()
         )
+        # They need the export's answers, and no bundle is left whose ladder failed.
+        if golden is not None and isinstance(oracle, LiveOracle) and not report.first_failure:
+            write_golden(golden, oracle, opened)
         if rungs is None and not fail_fast:
             report = _with_information(report, bundle, context)
     finally:
@@ -128,7 +133,18 @@ def oracle_of(
     else:
         sequences = effort_for(reference.parameters).sequences
         samples = generic_samples(min(sequences, _GENERIC_SCENES))
-    return LiveOracle(reference, samples, manifest.context_tokens, progress, rest)
+    oracle = LiveOracle(reference, samples, manifest.context_tokens, progress, rest)
+    oracle.effort = _long_enough(oracle, manifest.context_tokens)
+    return oracle
+
+
+def _long_enough(oracle: LiveOracle, context_tokens: int) -> Effort:
+    """A right answer that is cut counts as wrong on both sides, so that no export could lose it."""
+    known = {answer for question in oracle.samples.questions for answer in question.answers}
+    longest = max((len(oracle.reference.text_ids(one)) for one in known), default=0)
+    # Picture, prompt and the turn behind the answer need room in the context too.
+    wanted = min(longest + _SPARE_TOKENS, context_tokens // 4)
+    return replace(oracle.effort, answer_tokens=max(oracle.effort.answer_tokens, wanted))
 
 
 def _context(
@@ -206,20 +222,27 @@ def _run(name: str, context: Context) -> Rung:
 
 def _with_information(report: Report, bundle: Bundle, context: Context) -> Report:
     """The same report with what no limit is held against: drift of the layers, and latency."""
-    # What stands in for an engine that is not here says nothing of the device's time.
-    stands_in = TOWER_FILES[bundle.manifest.vision_engine].stands_in()
-    times = () if stands_in else latency(bundle, context.subject)
-    notes = report.notes
-    if stands_in:
-        notes = (*notes, "latency: not measured, the tower's engine runs elsewhere")
-    if times:
-        notes = (*notes, f"latency: {REPEATS} answers on {machine()}, beside whatever else ran")
+    times, note = _latency(bundle, context.subject)
+    notes = (*report.notes, note) if note else report.notes
     drift: tuple[LayerDrift, ...] = ()
     if context.live is not None:
         drift, note = layer_drift(bundle, context.live, context.subject, context.stored.decoder)
         notes = (*notes, note) if note else notes
     device = machine() if times else ""
     return replace(report, drift=drift, latency=times, device=device, notes=notes)
+
+
+def _latency(bundle: Bundle, subject: Subject) -> tuple[tuple[Latency, ...], str]:
+    """The stages' times, and a note that says how or why not they were measured."""
+    # What stands in for an engine that is not here says nothing of the device's time.
+    if TOWER_FILES[bundle.manifest.vision_engine].stands_in():
+        return (), "latency: not measured, the tower's engine runs elsewhere"
+    try:
+        times = latency(bundle, subject)
+    except MllmExportError as failure:
+        return (), f"latency: not measured, {failure}"
+    how = f"latency: {REPEATS} answers on {machine()}, beside whatever else ran"
+    return times, how if times else ""
 
 
 def _timed(rung: Rung, seconds: float) -> Rung:

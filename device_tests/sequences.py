@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from mllm_export.device_tests.cases import AnswerCase, LogitCase
 from mllm_export.device_tests.greedy import Asked, Greedy, compare, draft_tokens, finish
@@ -15,8 +14,15 @@ from mllm_export.device_tests.samples import Question
 CONTINUATION_TOKENS = 32
 """Of the further turn; they give each sequence enough rows for a share of agreement."""
 
-CHUNK = 64
-"""Sequences whose logits are held at once, where another pass costs little."""
+GROUP = 64
+"""Questions asked together: their embeddings and logits are held at once.
+
+Of a large original each group reads all weights again, which costs hardly a hundredth of what
+computing so many sequences does.
+"""
+
+GoesOn = Callable[[Question, tuple[int, ...]], bool]
+"""Whether the original pays a pass for another token behind these of its answer."""
 
 _PLAIN_ANSWER = "There are two circles and a square on a plain background."
 
@@ -64,22 +70,26 @@ class Passed:
 
 
 def run_turns(
-    reference: Reference, turns: Sequence[Turn], answer_tokens: int, goes_on: bool
+    reference: Reference, turns: Sequence[Turn], answer_tokens: int, goes_on: GoesOn
 ) -> Passed:
     """The original's logits after every turn that has a continuation, and all its answers.
 
-    `goes_on` pays further passes to finish the answers in which it left the export's.
+    `goes_on` is asked of the answers in which it left the export's.
     """
     logits: list[LogitCase] = []
     greedy: list[Greedy] = []
-    for chunk in _chunks(turns, CHUNK if reference.resident else len(turns)):
-        for turn, rows in zip(chunk, reference.logits([t.forced for t in chunk]), strict=True):
-            if turn.continuation:
-                logits.append(turn.logit_case(rows))
-            count = len(turn.tokens)
-            greedy.append(compare(turn.asked.draft, rows[:count], reference.stop_ids))
-    if goes_on:
-        greedy = finish(reference, [turn.asked for turn in turns], greedy, answer_tokens)
+    for turn, rows in zip(turns, reference.logits([t.forced for t in turns]), strict=True):
+        if turn.continuation:
+            logits.append(turn.logit_case(rows))
+        count = len(turn.tokens)
+        greedy.append(compare(turn.asked.draft, rows[:count], reference.stop_ids))
+    greedy = finish(
+        reference,
+        [turn.asked for turn in turns],
+        greedy,
+        answer_tokens,
+        lambda at, ids: goes_on(turns[at].question, ids),
+    )
     answers = [
         AnswerCase(question=turn.question, draft=turn.asked.draft, greedy=one)
         for turn, one in zip(turns, greedy, strict=True)
@@ -102,9 +112,3 @@ def spread(count: int, wanted: int) -> list[int]:
     """`wanted` places spread evenly over `count`."""
     few = min(count, wanted)
     return [at * count // few for at in range(few)]
-
-
-def _chunks(turns: Sequence[Turn], size: int) -> Iterator[list[Turn]]:
-    rest = iter(turns)
-    while chunk := list(islice(rest, size)):
-        yield chunk

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from mllm_export.bundle import Bundle
 from mllm_export.device_tests.fed import SeenDecoder
+from mllm_export.device_tests.kept_embeds import KeptEmbeds
 from mllm_export.device_tests.one_part import OnePart, PartDecoder, PartTower
 from mllm_export.device_tests.pictures import Picture
 from mllm_export.device_tests.reference import Floats
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 _LARGE_BYTES = 256 << 20
 """Bundles from this size on are opened part by part."""
+
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+"""Stands in a text for each byte of a character that was not finished."""
 
 
 class StepLike(Protocol):
@@ -88,7 +92,7 @@ class Subject:
         self.session = session
         self.rest = rest
         self.decoder = decoder
-        self._embeds: dict[str, Floats] = {}
+        self._embeds = KeptEmbeds()
 
     def close(self) -> None:
         """Give the session's memory back."""
@@ -102,11 +106,12 @@ class Subject:
     def embeds(self, picture: Picture) -> Floats:
         """The picture through the export's own preprocessing and tower; kept by its name."""
         if picture.name not in self._embeds:
-            self._embeds[picture.name] = self.session.embed(self.pixels(picture))
+            self._embeds.put(picture.name, self.session.embed(self.pixels(picture)))
         return self._embeds[picture.name]
 
     def prepare(self, pictures: Iterable[Picture]) -> None:
-        """Embed all of them now, while the tower is open."""
+        """Embed all of them now, while the tower is open; older ones go where they are much."""
+        self._embeds.trim()
         for picture in pictures:
             self.embeds(picture)
 

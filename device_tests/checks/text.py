@@ -6,12 +6,11 @@ import numpy as np
 
 from mllm_export.device_tests.cases import AnswerCase
 from mllm_export.device_tests.check import Context
+from mllm_export.device_tests.subject import UNFINISHED
 from mllm_export.device_tests.thumbnails import thumbnail
 from mllm_export.report import Example, Rung, rung_of
 
 _SHOWN = 4
-_MARK = "\N{REPLACEMENT CHARACTER}"
-"""Stands for each byte of a character that was not finished."""
 
 
 class Text:
@@ -70,7 +69,9 @@ def _misspelt(context: Context, case: AnswerCase) -> bool:
     """
     draft = case.draft
     shown, expected = draft.text.strip(), context.oracle.text(draft.ids).strip()
-    return expected != shown if draft.finished else not expected.startswith(shown.rstrip(_MARK))
+    if draft.finished:
+        return expected != shown
+    return not expected.startswith(shown.rstrip(UNFINISHED))
 
 
 def _shown(context: Context, case: AnswerCase) -> Example:

@@ -33,6 +33,9 @@ _SMALL = 1e-4
 _TINY = float(np.finfo(np.float32).tiny)
 """A step of nothing at all."""
 
+_FURTHEST = float(np.finfo(np.float32).max)
+"""What an error that is no number counts as: far over any limit, and JSON can hold it."""
+
 _ROUNDED = {"F16": np.float16, "F32": np.float32, "f32": np.float32, "f16": np.float16}
 
 
@@ -195,18 +198,37 @@ def loss_of(stored: Stored, original: Original) -> Loss:
             unrounded += _unrounded(stored.scheme, source, made)
         finite = np.isfinite(made)
         bad += int(made.size - finite.sum())
-        error = np.where(finite, made - source, 0).ravel()
-        signal += float(source.ravel() @ source.ravel())
-        noise += float(error @ error)
+        signal += _energy(source)
+        noise += _energy(np.where(finite, made - source, 0))
         # An infinity is as far off as can be, whatever stands in its place.
         off = np.where(finite, np.abs(made - source), np.inf)
-        worst = max(worst, _largest_error(stored, source, off, (start, stop)))
+        largest = _largest_error(stored, source, off, (start, stop))
+        # NaN, from a scale that is NaN, is no less than anything.
+        worst = max(worst, largest if largest < _FURTHEST else _FURTHEST)
     return Loss(
-        sqnr_db=None if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise),
+        sqnr_db=_sqnr_db(signal, noise, worst),
         largest_error=worst,
         unrounded=unrounded,
         bad=bad,
     )
+
+
+def _sqnr_db(signal: float, noise: float, worst: float) -> float | None:
+    if noise == 0:
+        # What is no number is no part of the noise, and as little an equal value.
+        return None if worst < _FURTHEST else 0.0
+    return 10 * math.log10(max(signal / noise, 1e-300))
+
+
+def _energy(values: Floats) -> float:
+    """Sum of the squares of what is finite."""
+    flat = values.ravel()
+    found = float(flat @ flat)
+    if math.isfinite(found):
+        return found
+    # One bit of an exponent makes a value whose square float32 cannot hold.
+    wide = flat[np.isfinite(flat)].astype(np.float64)
+    return float(wide @ wide)
 
 
 def _chunks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:

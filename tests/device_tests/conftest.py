@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import torch
 
 from mllm_export.checkpoint import Checkpoint
 from mllm_export.device_tests.check import Context
-from mllm_export.device_tests.reference import Reference
+from mllm_export.device_tests.kept_embeds import KeptEmbeds
+from mllm_export.device_tests.reference import Floats, Reference
 from mllm_export.device_tests.references.mobilevlm import mobilevlm_reference
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -34,6 +36,22 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
 @pytest.fixture(scope="session")
 def reference(original: tuple[Path, dict]) -> Reference:
     return mobilevlm_reference(Checkpoint(original[0]))
+
+
+@pytest.fixture
+def alive(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many embeddings of both sides were in memory each time that one more was kept."""
+    held: list[weakref.ref] = []
+    counts: list[int] = []
+    put = KeptEmbeds.put
+
+    def counted(kept: KeptEmbeds, name: str, values: Floats) -> None:
+        put(kept, name, values)
+        held.append(weakref.ref(kept[name]))
+        counts.append(sum(one() is not None for one in held))
+
+    monkeypatch.setattr(KeptEmbeds, "put", counted)
+    return counts
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ from PIL import Image
 from mllm_export.bundle import open_bundle
 from mllm_export.checkpoint import Checkpoint
 from mllm_export.commands.build import build
+from mllm_export.device_tests import kept_embeds, live
+from mllm_export.device_tests.cases import AnswerCase
 from mllm_export.device_tests.evaluate import evaluate, mcnemar
+from mllm_export.device_tests.subject import Answer, Subject
 from mllm_export.errors import CheckError
 from mllm_export.export.families.mobilevlm import FAMILY
 from mllm_export.export.random_checkpoint import write_random_checkpoint
@@ -58,6 +62,44 @@ def test_both_sides_are_scored_on_the_same_questions(bundle, model: Path, tmp_pa
     assert "the original 0.0 %" in found.sentence
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[AnswerCase]:
+    """What both sides answered; the first token of the export's is made another."""
+    found: list[AnswerCase] = []
+    plain, seen = Subject.answer, live.LiveOracle.answer_cases
+
+    def other(subject: Subject, *args: object) -> Answer:
+        answer = plain(subject, *args)  # type: ignore[arg-type]  # what the method takes
+        return replace(answer, ids=(8 if answer.ids[0] == 7 else 7, *answer.ids[1:]))
+
+    def watched(oracle: live.LiveOracle, subject: Subject) -> list[AnswerCase]:
+        cases = seen(oracle, subject)
+        found.extend(cases)
+        return cases
+
+    monkeypatch.setattr(Subject, "answer", other)
+    monkeypatch.setattr(live.LiveOracle, "answer_cases", watched)
+    return found
+
+
+@pytest.mark.parametrize(("size", "tokens"), [("small", 3), ("large", 14)])
+def test_both_sides_answer_as_long_as_asked_however_large_the_model(
+    bundle,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: list[AnswerCase],
+    size: str,
+    tokens: int,
+) -> None:
+    """Random weights never stop by themselves."""
+    if size == "large":
+        monkeypatch.setattr(live, "_EFFORTS", live._EFFORTS[-1:])
+    evaluate(bundle, written(tmp_path), checkpoint=Checkpoint(model, None), max_tokens=tokens)
+    assert [len(case.draft.ids) for case in asked] == [tokens] * 3
+    assert [len(case.greedy.ids) for case in asked] == [tokens] * 3
+
+
 def test_a_stopped_run_goes_on_behind_its_last_whole_line(bundle, tmp_path: Path) -> None:
     file, answers = written(tmp_path), tmp_path / "answers.jsonl"
     evaluate(bundle, file, answers=answers, max_tokens=3)
@@ -77,6 +119,24 @@ def test_answers_to_another_file_are_not_gone_on_with(bundle, tmp_path: Path) ->
     other.mkdir()
     with pytest.raises(CheckError, match="answers of another bundle, evaluation file or setting"):
         evaluate(bundle, written(other, count=2), answers=answers, max_tokens=2)
+
+
+@pytest.mark.parametrize("against", [False, True])
+def test_pictures_are_let_go_behind_their_questions(
+    bundle,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    alive: list[int],
+    against: bool,
+) -> None:
+    monkeypatch.setattr(kept_embeds, "KEPT_BYTES", 0)
+    monkeypatch.setattr("mllm_export.device_tests.evaluate._TOGETHER", 2)
+    checkpoint = Checkpoint(model, None) if against else None
+    evaluate(bundle, written(tmp_path, count=24), checkpoint=checkpoint, max_tokens=1)
+    assert len(alive) == (48 if against else 24)
+    # Two of each side, and the eight that the runtime remembers.
+    assert max(alive) <= (12 if against else 10)
 
 
 @pytest.mark.parametrize(

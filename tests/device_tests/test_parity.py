@@ -16,7 +16,7 @@ from mllm_export.bundle import Bundle, open_bundle
 from mllm_export.checkpoint import Checkpoint
 from mllm_export.commands.opening import Job, plan_job
 from mllm_export.device_tests.golden_oracle import GoldenOracle
-from mllm_export.device_tests.parity import check
+from mllm_export.device_tests.parity import check, oracle_of
 from mllm_export.device_tests.stage import check_stage
 from mllm_export.device_tests.subject import Subject, open_subject
 from mllm_export.errors import BundleError, CheckError, EngineError
@@ -219,6 +219,19 @@ def test_an_evaluation_file_is_asked_and_scored(
     assert task.samples == 3
     assert task.status == "passed"
     assert "questions.jsonl, 3 questions" in report.notes[1]
+
+
+@pytest.mark.parametrize(("answer", "tokens"), [("red", 24), ("red and blue " * 5, None)])
+def test_a_known_answer_is_not_cut_however_long(
+    built: dict[str, tuple[Job, Bundle]], tmp_path: Path, answer: str, tokens: int | None
+) -> None:
+    job, bundle = built["f16"]
+    next(iter(few_samples(1).pictures.values())).open().save(tmp_path / "0.png")
+    file = tmp_path / "questions.jsonl"
+    file.write_text(json.dumps({"image": "0.png", "question": "What?", "answers": [answer]}))
+    oracle = oracle_of(bundle, job.checkpoint, file, silent, lambda: None)
+    needed = len(oracle.reference.text_ids(answer)) + 2
+    assert oracle.effort.answer_tokens == (tokens or needed)
 
 
 def test_what_cannot_be_asked_is_refused(built: dict[str, tuple[Job, Bundle]]) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from mllm_export.bundle import describe_file, open_bundle, read_manifest, write_manifest
 from mllm_export.device_tests.prefix import prefix_stage
+from mllm_export.errors import EngineError
 from mllm_export.prefix import PREFIX, Prefix, prefix_bytes, read_prefix
 from mllm_export.progress import silent
 from mllm_export.runtimes import load
@@ -184,3 +185,16 @@ def test_it_is_not_written_unless_it_gives_the_same_bits(
     path = bundle_copy / PREFIX
     prefix, state = read_prefix(path.read_bytes(), path)
     assert hashlib.sha256(state).hexdigest() == prefix.state_sha256
+
+
+def test_a_decoder_of_no_numbers_is_left_to_the_checks(
+    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build that ended here would leave no report that says what is wrong."""
+
+    def refusing(*_: object, **__: object) -> None:
+        raise EngineError("the decoder gave NaN or Inf")
+
+    monkeypatch.setattr(LlamaCppDecoder, "evaluate", refusing)
+    assert not prefix_stage(open_bundle(bundle_copy), silent)
+    assert not (bundle_copy / PREFIX).exists()

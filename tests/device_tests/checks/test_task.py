@@ -3,9 +3,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from parity_fakes import FakeSession, few_samples
+from scripted import Saying, Scripted, knowing
 
 from mllm_export.device_tests.check import CHECKS
+from mllm_export.device_tests.live import LiveOracle
 from mllm_export.device_tests.samples import Samples
+from mllm_export.device_tests.subject import Subject
+from mllm_export.progress import silent
 
 
 class Wrong(FakeSession):
@@ -65,3 +69,17 @@ def test_lost_answers_are_counted_and_shown(make_context, reference, monkeypatch
     assert low <= -75 <= high
     assert len(failed.examples) == 3
     assert failed.examples[0].image.startswith("data:image/jpeg")
+
+
+def test_a_large_model_that_answers_wrongly_fails(make_context, reference) -> None:
+    """Its original is not asked to finish every answer, and must not count as wrong for that."""
+    original = Scripted(reference, "red")
+    context = make_context(samples=knowing("red"))
+    oracle = LiveOracle(original, knowing("red"), 512, silent)
+    assert not oracle.effort.goes_on
+    for said, status, lost in (("red", "passed", 0), ("no", "failed", 100)):
+        subject = Subject(Saying(reference, said))
+        rung = CHECKS["task"].run(replace(context, oracle=oracle, subject=subject))
+        values = {m.name: m.value for m in rung.measurements}
+        assert (rung.status, values["accuracy lost"]) == (status, lost)
+        assert values["accuracy of the original"] == 100
