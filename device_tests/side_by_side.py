@@ -60,7 +60,9 @@ def side_by_side(
     progress: Progress,
     pictures: int = PICTURES,
 ) -> SideBySide:
-    """All rounds with each number of threads. Nothing else should run on the machine.
+    """All rounds with each number of threads, of ours alone where no peer is named.
+
+    Nothing else should run on the machine.
 
     Raises: CheckError for a peer that cannot run, before anything does.
     """
@@ -128,7 +130,7 @@ class _Rounds:
 
     def _tell(self, item: str) -> None:
         self._progress(
-            Step(stage="peers", item=item, done=self._done, total=self._total, unit="runs")
+            Step(stage="rounds", item=item, done=self._done, total=self._total, unit="runs")
         )
 
 
