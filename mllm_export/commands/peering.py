@@ -64,6 +64,24 @@ class Beside:
             )
 
 
+def require_writable(page: Path) -> None:
+    """A run of minutes must not end in a file that cannot be written.
+
+    Raises: CheckError.
+    """
+    try:
+        stood = page.exists()
+        with page.open("ab"):
+            pass
+    except OSError as failure:
+        raise CheckError(
+            f"--report {page} cannot be written: {failure.strerror or failure}; name a file in a "
+            "folder that exists"
+        ) from failure
+    if not stood:
+        page.unlink()
+
+
 def thread_counts(text: str | None) -> list[int] | None:
     """`1,2` as numbers; None where nothing was given.
 
@@ -88,7 +106,7 @@ def bench_beside(
 ) -> None:
     """Run all in turn, show the table, write the page.
 
-    Raises: CheckError for a peer that is none, or cannot run.
+    Raises: CheckError for a peer that is none, or cannot run, and a page that cannot be written.
     """
     from mllm_export.bundle import open_bundle
     from mllm_export.device_tests.peer import named_peers
@@ -99,6 +117,8 @@ def bench_beside(
     from mllm_export.runtimes.machine import usable_cores
     from mllm_export.terminal import ProgressBars
 
+    if beside.report is not None:
+        require_writable(beside.report)
     names = [] if beside.peers is None else named_peers(beside.peers)
     opened = open_bundle(bundle)
     checkpoint = _checkpoint(beside.checkpoint)

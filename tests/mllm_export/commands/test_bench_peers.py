@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from mllm_export.commands.peering import require_writable
 from tests.conftest import Build
 from tests.mllm_export.commands.conftest import Run
 
@@ -48,6 +49,45 @@ def test_ours_alone_runs_with_each_number_of_threads(command: Run, reference_bun
     found = json.loads(outcome.out)
     assert [one["threads"] for one in found["runs"]] == [1, 2]
     assert [one["name"] for one in found["engines"]] == ["ours"]
+
+
+NO_FILE: dict[str, tuple[str, str]] = {
+    "a folder that does not exist": ("none/page.html", "No such file or directory"),
+    "a folder": ("folder", "Is a directory"),
+    "a file's inside": ("file/page.html", "Not a directory"),
+}
+
+
+@pytest.mark.parametrize("peers", [(), ("--peers", "llama_bench")], ids=["alone", "peers"])
+@pytest.mark.parametrize("case", NO_FILE)
+def test_a_page_that_cannot_be_written_is_told_before_anything_runs(
+    command: Run,
+    reference_bundle: Build,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    peers: tuple[str, ...],
+    case: str,
+) -> None:
+    monkeypatch.setattr(
+        "mllm_export.device_tests.side_by_side.side_by_side", lambda *_, **__: pytest.fail("it ran")
+    )
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    name, why = NO_FILE[case]
+    outcome = command("bench", reference_bundle("int4").folder, *peers, "--report", tmp_path / name)
+    assert outcome.code == 2
+    assert f"--report {tmp_path / name} cannot be written: {why}" in outcome.error
+
+
+@pytest.mark.parametrize("before", [None, "an older page"])
+def test_looking_whether_a_page_can_be_written_leaves_all_as_it_was(
+    tmp_path: Path, before: str | None
+) -> None:
+    page = tmp_path / "page.html"
+    if before is not None:
+        page.write_text(before, encoding="utf-8")
+    require_writable(page)
+    assert (page.read_text("utf-8") if page.exists() else None) == before
 
 
 REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
