@@ -60,7 +60,9 @@ def side_by_side(
     progress: Progress,
     pictures: int = PICTURES,
 ) -> SideBySide:
-    """All rounds with each number of threads. Nothing else should run on the machine.
+    """All rounds with each number of threads, of ours alone where no peer is named.
+
+    Nothing else should run on the machine.
 
     Raises: CheckError for a peer that cannot run, before anything does.
     """
@@ -128,7 +130,7 @@ class _Rounds:
 
     def _tell(self, item: str) -> None:
         self._progress(
-            Step(stage="peers", item=item, done=self._done, total=self._total, unit="runs")
+            Step(stage="rounds", item=item, done=self._done, total=self._total, unit="runs")
         )
 
 
@@ -178,27 +180,22 @@ def _first(value: Callable[[Spent], float | None]) -> Value:
     return lambda outcome: value(outcome.spent[0])
 
 
-def _seen_ms(spent: Spent) -> float | None:
-    if spent.preprocess_ms is None or spent.tower_ms is None:
-        return None
-    return spent.preprocess_ms + spent.tower_ms
-
-
 def _cold(outcome: Outcome) -> float | None:
     first = outcome.spent[0].first_token_ms
     return None if first is None else outcome.load_ms + first
 
 
 _STAGES: tuple[tuple[str, str, Value], ...] = (
-    ("load", "ms", lambda outcome: outcome.load_ms),
     ("preprocess", "ms", _warm(lambda spent: spent.preprocess_ms)),
     ("tower", "ms", _warm(lambda spent: spent.tower_ms)),
     ("prefill", "ms", _warm(lambda spent: spent.prefill_ms)),
     (FIRST, "ms", _warm(lambda spent: spent.first_token_ms)),
     (DECODE, "ms", _warm(lambda spent: spent.decode_ms)),
     (SECOND, "ms", _warm(lambda spent: spent.second_ms)),
-    ("cold start: load, then picture", "ms", _first(_seen_ms)),
-    ("cold start: then prefill", "ms", _first(lambda spent: spent.prefill_ms)),
+    ("cold start: load", "ms", lambda outcome: outcome.load_ms),
+    ("cold start: preprocess", "ms", _first(lambda spent: spent.preprocess_ms)),
+    ("cold start: tower", "ms", _first(lambda spent: spent.tower_ms)),
+    ("cold start: prefill", "ms", _first(lambda spent: spent.prefill_ms)),
     ("cold start to first token", "ms", _cold),
     ("peak memory", "MiB", lambda outcome: outcome.peak_bytes / (1 << 20)),
 )

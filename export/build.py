@@ -23,6 +23,7 @@ from mllm_export.export.partial import partial_folder, take_name
 from mllm_export.export.parts import TOKENIZERS
 from mllm_export.export.planned_storage import remembered
 from mllm_export.export.target import Target
+from mllm_export.export.tower_plan import float_bytes
 from mllm_export.plan import ArtifactPlan, Plan
 from mllm_export.prefix import PREFIX
 from mllm_export.progress import Progress, silent
@@ -96,8 +97,9 @@ def build(
 def needed_bytes(plan: Plan) -> int:
     """Room on the disk: the artifacts, and the float tower while it is quantized."""
     tower = plan.artifact("tower")
-    quantized = any(row.scheme != "f32" for row in tower.tensors) if tower else False
-    return plan.size_bytes + (4 * tower.size_bytes if tower and quantized else 0)
+    if tower is None or all(row.scheme == "f32" for row in tower.tensors):
+        return plan.size_bytes
+    return plan.size_bytes + float_bytes(tower.tensors)
 
 
 def _write_artifacts(

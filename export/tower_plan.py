@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
 from mllm_export.export.stored import PROJECTOR, TOWER, is_linear, stored_shape
 from mllm_export.export.vision_parts import vision_parts
@@ -19,6 +20,9 @@ from mllm_export.weights import Shape
 
 Parts = Sequence[tuple[str, Mapping[str, Shape]]]
 """Prefix in the file, and published names with shapes; see Graph.parts."""
+
+_FLOAT_BYTES = 4
+_VALUES_PER_BYTE = 2  # of a 4-bit weight
 
 
 def plan_tower_tensors(
@@ -94,3 +98,15 @@ def planned_schemes(rows: Sequence[TensorPlan]) -> dict[str, str]:
                 found[name] = row.scheme
                 beside.update(name + one for one in ENDINGS)
     return {row.name: row.scheme for row in rows if row.name not in beside} | found
+
+
+def float_bytes(rows: Sequence[TensorPlan]) -> int:
+    """What the tensors take in float32, from the rows of their initializers.
+
+    Error: too much by what fills up the last blocks of 4-bit weights, never too little.
+    """
+    values = {row.name.removesuffix(QUANTIZED): prod(row.shape) for row in rows}
+    for row in rows:
+        if row.name.endswith(BLOCKS):
+            values[row.name.removesuffix(BLOCKS)] = _VALUES_PER_BYTE * prod(row.shape)
+    return _FLOAT_BYTES * sum(values[name] for name in planned_schemes(rows))

@@ -1,4 +1,4 @@
-"""What engines took for the same answers on the same cores, ours first."""
+"""What engines took for the same answers on the same cores, ours first, or ours alone."""
 
 from __future__ import annotations
 
@@ -102,11 +102,25 @@ class SideBySide:
     """The columns; ours is the first."""
     runs: tuple[AtThreads, ...]
 
+    @property
+    def alone(self) -> bool:
+        """Whether no other engine took part."""
+        return len(self.engines) == 1
 
-TOLD = (
+    @property
+    def told(self) -> str:
+        """What the figures are."""
+        return f"{_ALONE if self.alone else _BESIDE} {_ALL}"
+
+
+_ALONE = "Every round is a process of its own; figures are medians over the rounds."
+_BESIDE = (
     "Every engine runs in a process of its own, one after the other in each round; figures are "
-    "medians over the rounds, ratios are ours over the engine's, taken within each round. Load "
-    "counts from the start of the process; a first question finds nothing remembered but "
+    "medians over the rounds, ratios are ours over the engine's, taken within each round."
+)
+_ALL = (
+    "A cold start is the load, which counts from the start of the process, and the first "
+    "picture's stages: they add up in each round. A first question finds nothing remembered but "
     "what the bundle's own files hold, and that this machine compared their hashes before; the "
     "second is about the same picture."
 )

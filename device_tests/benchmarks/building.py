@@ -6,8 +6,8 @@
 Both sides run one after the other on the same cores, each in processes of its own. In every round
 ours writes each recipe's file from the checkpoint; theirs converts once, and quantizes that file
 once for each recipe, each of which counts with the conversion. The table has the medians of the
-rounds so far, and of their ratios. The language model is copied first, once, into a folder of its
-own, since the converter knows no multimodal checkpoint.
+rounds so far, and of their ratios. The language model is copied first, once a run, into a folder
+of its own, since the converter knows no multimodal checkpoint.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -97,16 +98,17 @@ def compare(
 ) -> None:
     """Run both sides in turn and write the table."""
     work.mkdir(parents=True, exist_ok=True)
-    plain = work / "language-model"
-    # In a process of its own: Linux counts what this one ever held as its children's.
-    subprocess.run([*_this("copy"), str(checkpoint), str(plain)], check=True)
-    rounds: list[dict[str, tuple[Run, Run]]] = []
-    for _ in range(repeats):
-        mine = {name: ours(checkpoint, name, work) for name in recipe}
-        other = theirs(plain, converter, recipe, work)
-        rounds.append({name: (mine[name], other[name]) for name in recipe})
-        out.write_text(_table(checkpoint.name, rounds), encoding="utf-8")
-        stderr().print(f"{len(rounds)} of {repeats} rounds")
+    # A new folder each run: one that an earlier run left may hold another checkpoint's model.
+    with tempfile.TemporaryDirectory(prefix="language-model.", dir=work) as plain:
+        # In a process of its own: Linux counts what this one ever held as its children's.
+        subprocess.run([*_this("copy"), str(checkpoint), plain], check=True)
+        rounds: list[dict[str, tuple[Run, Run]]] = []
+        for _ in range(repeats):
+            mine = {name: ours(checkpoint, name, work) for name in recipe}
+            other = theirs(Path(plain), converter, recipe, work)
+            rounds.append({name: (mine[name], other[name]) for name in recipe})
+            out.write_text(_table(checkpoint.name, rounds), encoding="utf-8")
+            stderr().print(f"{len(rounds)} of {repeats} rounds")
     typer.echo(out.read_text(encoding="utf-8"), nl=False)
 
 

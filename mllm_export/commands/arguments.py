@@ -166,5 +166,5 @@ PeerMmprojOption = Annotated[
 ]
 PageOption = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Option("--report", metavar="FILE", help="With --peers: write an HTML page with plots."),
+    typer.Option("--report", metavar="FILE", help="Write an HTML page with table and plots."),
 ]

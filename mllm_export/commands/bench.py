@@ -37,19 +37,21 @@ def bench(
     repeats: Annotated[
         Optional[int],  # noqa: UP045  (typer evaluates it on Python 3.10 too)
         typer.Option(
-            help="Timed answers after the warm-up, 10 by default; rounds with --peers, then 5.",
+            help="Timed answers after the warm-up, 10 by default; where it runs in rounds, how "
+            "many, 5 by default.",
             min=1,
         ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=2)] = 24,
     pictures: Annotated[
-        int, typer.Option(help="With --peers: pictures a round, the first warms up.", min=2)
+        int, typer.Option(help="In rounds: pictures a round, the first warms up.", min=2)
     ] = 3,
     threads: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
             metavar="N[,N]",
-            help="CPU threads; the runtime's own choice by default. Several with --peers.",
+            help="CPU threads, one run for each; by default the runtime's own choice, in rounds "
+            "all cores.",
         ),
     ] = None,
     peers: PeersOption = None,
@@ -64,9 +66,10 @@ def bench(
 ) -> None:
     """Time preprocess, load, tower, prefill, first token and decode: median and quartiles.
 
-    With --peers, other engines answer the same on this machine, in turn with ours. An emulated
-    device has no times: its instructions are counted, and the least time they need on the
-    bundle's target is estimated.
+    With --peers, several --threads or a --report it runs in rounds on this machine, each a
+    process of its own: cold start, second question and memory are told as well. With --peers,
+    other engines answer the same in turn with ours. An emulated device has no times: its
+    instructions are counted, and the least time they need on the bundle's target is estimated.
     """
     from mllm_export.bundle import open_bundle
     from mllm_export.commands.peering import ROUNDS, Beside, bench_beside, thread_counts
@@ -74,20 +77,17 @@ def bench(
     from mllm_export.device_tests.bench import bench as measure
     from mllm_export.device_tests.cost import measure_cost
     from mllm_export.embedder import is_embedder
-    from mllm_export.errors import DeviceError
     from mllm_export.records import to_json
 
     place = Place(device=device, timeout_s=timeout, python=device_python, home=device_home)
     if is_embedder(bundle):
         refuse_alone(place, bundle)
     counts = thread_counts(threads)
-    beside = Beside.asked(peers, checkpoint, language_model, mmproj, report)
+    beside = Beside.asked(peers, checkpoint, language_model, mmproj, report, counts)
     if beside is not None:
         beside.require_here(place)
         bench_beside(bundle, beside, counts, repeats or ROUNDS, max_tokens, pictures, as_json)
         return
-    if counts is not None and len(counts) > 1:
-        raise DeviceError(f"--threads {threads}: several counts need --peers")
     opened = open_bundle(bundle)
     with place.reach() as (link, progress):
         found = (

@@ -1,4 +1,4 @@
-"""`mllm-export bench --peers`: the runtime beside other engines on this machine."""
+"""`mllm-export bench` in rounds on this machine: ours alone, or beside other engines."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ ROUNDS = 5
 
 @record
 class Beside:
-    """What `--peers` asks for, and where the peers' files are."""
+    """What runs beside ours in each round, where those engines' files are, and the page."""
 
-    peers: str
+    peers: str | None
+    """None: nothing does."""
     checkpoint: str | None
     language_model: Path | None
     mmproj: Path | None
@@ -36,29 +37,49 @@ class Beside:
         language_model: Path | None,
         mmproj: Path | None,
         report: Path | None,
+        threads: list[int] | None,
     ) -> Beside | None:
-        """None without --peers; options for them are a mistake then.
+        """None where one run answers all: without --peers, a page, or several thread counts.
 
-        Raises: CheckError.
+        Raises: CheckError for options about peers without any.
         """
-        if peers is not None:
-            return Beside(
-                peers=peers,
-                checkpoint=checkpoint,
-                language_model=language_model,
-                mmproj=mmproj,
-                report=report,
-            )
-        if any(one is not None for one in (checkpoint, language_model, mmproj, report)):
-            raise CheckError("--checkpoint, --language-model, --mmproj and --report need --peers")
-        return None
+        if peers is None and any(one is not None for one in (checkpoint, language_model, mmproj)):
+            raise CheckError("--checkpoint, --language-model and --mmproj need --peers")
+        if peers is None and report is None and len(threads or ()) < 2:
+            return None
+        return Beside(
+            peers=peers,
+            checkpoint=checkpoint,
+            language_model=language_model,
+            mmproj=mmproj,
+            report=report,
+        )
 
     def require_here(self, place: Place) -> None:
         """Raises: CheckError for another device than this machine."""
         if place.device != "local":
             raise CheckError(
-                f"--peers run on this machine alone, not on {place.device}; leave --device out"
+                "--peers, --report and several --threads are for this machine alone, not for "
+                f"{place.device}; leave --device out"
             )
+
+
+def require_writable(page: Path) -> None:
+    """A run of minutes must not end in a file that cannot be written.
+
+    Raises: CheckError.
+    """
+    try:
+        stood = page.exists()
+        with page.open("ab"):
+            pass
+    except OSError as failure:
+        raise CheckError(
+            f"--report {page} cannot be written: {failure.strerror or failure}; name a file in a "
+            "folder that exists"
+        ) from failure
+    if not stood:
+        page.unlink()
 
 
 def thread_counts(text: str | None) -> list[int] | None:
@@ -85,7 +106,7 @@ def bench_beside(
 ) -> None:
     """Run all in turn, show the table, write the page.
 
-    Raises: CheckError for a peer that is none, or cannot run.
+    Raises: CheckError for a peer that is none, or cannot run, and a page that cannot be written.
     """
     from mllm_export.bundle import open_bundle
     from mllm_export.device_tests.peer import named_peers
@@ -96,7 +117,10 @@ def bench_beside(
     from mllm_export.runtimes.machine import usable_cores
     from mllm_export.terminal import ProgressBars
 
-    names, opened = named_peers(beside.peers), open_bundle(bundle)
+    if beside.report is not None:
+        require_writable(beside.report)
+    names = [] if beside.peers is None else named_peers(beside.peers)
+    opened = open_bundle(bundle)
     checkpoint = _checkpoint(beside.checkpoint)
     with (
         ProgressBars() as progress,
@@ -131,7 +155,6 @@ def _checkpoint(name: str | None) -> Path | None:
 
 def _show(found: SideBySide) -> None:
     from mllm_export.reports.side_by_side import run_text
-    from mllm_export.side_by_side import TOLD
     from mllm_export.terminal import stdout
 
     console = stdout()
@@ -140,7 +163,7 @@ def _show(found: SideBySide) -> None:
         console.print(run_text(run), markup=False)
     console.print(
         f"{found.machine}; {found.rounds} rounds, a prompt of {found.prompt_positions} positions, "
-        f"{found.tokens} tokens after the first. {TOLD}",
+        f"{found.tokens} tokens after the first. {found.told}",
         markup=False,
     )
 
@@ -152,9 +175,8 @@ def _table(found: SideBySide, run: AtThreads) -> Table:
     from mllm_export.reports.side_by_side import cell_text
 
     threads = f"{run.threads} thread{'' if run.threads == 1 else 's'}"
-    table = Table(
-        title=escape(f"{found.model}, {found.recipe}: {threads}; in brackets ours over it")
-    )
+    ratios = "" if found.alone else "; in brackets ours over it"
+    table = Table(title=escape(f"{found.model}, {found.recipe}: {threads}{ratios}"))
     table.add_column("stage")
     for engine in found.engines:
         table.add_column(escape(engine.name), justify="right")

@@ -1,4 +1,4 @@
-"""Engines side by side: as Markdown, and as one HTML page with plots."""
+"""Engines side by side, or ours alone: as Markdown, and as one HTML page with plots."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from mllm_export.reports._side_by_side_charts import bars, stacked
 from mllm_export.reports.figures import number, size_text
 from mllm_export.reports.html import page
 from mllm_export.reports.markdown import escaped
-from mllm_export.side_by_side import DECODE, TOLD, AtThreads, Bandwidth, Cell, SideBySide, Stage
+from mllm_export.side_by_side import DECODE, AtThreads, Bandwidth, Cell, SideBySide, Stage
 
 
 def to_markdown(found: SideBySide) -> str:
     """A table for each number of threads."""
-    lines = [f"{escaped(_title(found))}. {TOLD}"]
+    lines = [f"{escaped(_title(found))}. {found.told}"]
     for run in found.runs:
         lines += [
             "",
@@ -53,7 +53,8 @@ def _bandwidth_text(found: Bandwidth) -> str:
 def to_html(found: SideBySide) -> str:
     """The whole page, also well-formed XML; the same figures give the same bytes."""
     sections = [_header(found), *(_section(found, run) for run in found.runs)]
-    return page(f"{found.model}: {found.recipe} beside other engines", sections)
+    beside = "" if found.alone else " beside other engines"
+    return page(f"{found.model}: {found.recipe}{beside}", sections)
 
 
 def _title(found: SideBySide) -> str:
@@ -74,10 +75,10 @@ def _header(found: SideBySide) -> Markup:
     ]
     return element(
         "header",
-        element("p", "Side by side", class_="eyebrow"),
+        element("p", "Times" if found.alone else "Side by side", class_="eyebrow"),
         element("h1", found.model),
         element("p", f"{_title(found)}.", class_="facts-line"),
-        element("p", TOLD, class_="soft"),
+        element("p", found.told, class_="soft"),
         element("dl", *engines, class_="tools"),
     )
 

@@ -37,7 +37,7 @@ from mllm_export.side_by_side import DECODE
 from tests.conftest import Build
 
 RATES = [Rates(copy=8e9, read=4e9)]
-WITHOUT_PICTURE = ("load", "prefill", DECODE, "cold start: then prefill", "peak memory")
+WITHOUT_PICTURE = ("prefill", DECODE, "cold start: load", "cold start: prefill", "peak memory")
 
 
 def errand(peer: str, files: Files) -> Errand:
@@ -119,13 +119,17 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert first is not None
     assert first.median == 102.0, "the first picture warms up"
     assert other is None, "a peer without a decoder has no first token"
-    cold, _ = run.stage("cold start to first token").cells
-    assert cold is not None
-    assert cold.median == 3100.0
-    split = [
-        run.stage(f"cold start: {name}").cells[0] for name in ("load, then picture", "then prefill")
-    ]
-    assert [part.median for part in split if part] == [2000.0, 1000.0]
+
+
+def test_the_stages_of_a_cold_start_add_up_to_it() -> None:
+    spent = Spent(preprocess_ms=1.0, tower_ms=4.0, prefill_ms=5.0, decode_ms=1.0)
+    cold = Spent(preprocess_ms=20.0, tower_ms=300.0, prefill_ms=4000.0, decode_ms=1.0)
+    once = Outcome(load_ms=50_000.0, spent=(cold, spent, spent), peak_bytes=1)
+    run = fold(1, [[once]], RATES, 8)
+    found = {s.name: s.cells[0].median for s in run.stages if s.cells[0] is not None}
+    split = [found[f"cold start: {name}"] for name in ("load", "preprocess", "tower", "prefill")]
+    assert split == [50_000.0, 20.0, 300.0, 4000.0]
+    assert sum(split) == found["cold start to first token"]
 
 
 def test_the_second_question_is_set_beside_the_first() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import onnx
 import pytest
@@ -95,19 +97,28 @@ def test_values_in_typed_fields_are_read_too(tmp_path):
     np.testing.assert_array_equal(open_onnx(tmp_path / "m.onnx").tensors["a"].read(), [1.5, 2.5])
 
 
-def test_weights_are_read_one_at_a_time(tmp_path):
-    alive: list[str] = []
+@pytest.mark.parametrize("limit_bytes", [1 << 31, 100], ids=["one file", "data file"])
+def test_weights_are_read_once_and_each_is_gone_before_the_next(tmp_path, limit_bytes):
+    """Arrays and copies of their bytes alike: no more stands at a time than one tensor takes."""
+    names, shape = [f"w{number}" for number in range(8)], (256, 1024)
+    seen: list[str] = []
 
     def read(name):
-        alive.append(name)
-        return WEIGHTS[name]
+        seen.append(name)
+        return np.full(shape, len(seen), np.float32)
 
     lazy = [
-        OnnxTensor(name=n, dtype=v.dtype, shape=v.shape, read=lambda n=n: read(n))
-        for n, v in WEIGHTS.items()
+        OnnxTensor(name=n, dtype=np.dtype(np.float32), shape=shape, read=lambda n=n: read(n))
+        for n in names
     ]
-    write_onnx(tmp_path / "m.onnx", skeleton(), lazy)
-    assert alive == list(WEIGHTS)
+    tracemalloc.start()
+    try:
+        write_onnx(tmp_path / "m.onnx", skeleton(), lazy, limit_bytes)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert seen == names
+    assert lazy[0].size_bytes <= peak_bytes < 2 * lazy[0].size_bytes
 
 
 @pytest.mark.parametrize("keep", [1, 50, 900])

@@ -10,7 +10,7 @@ import pytest
 
 from mllm_export.export.parts import ENCODERS, PROJECTORS
 from mllm_export.export.stored import is_linear, stored_shape, to_published, to_stored
-from mllm_export.export.tower_plan import plan_tower_tensors
+from mllm_export.export.tower_plan import float_bytes, plan_tower_tensors
 from mllm_export.spec import VisionSpec
 
 SCRIPT = """
@@ -75,3 +75,17 @@ def test_the_published_1_7b_tower_has_the_known_sizes():
     assert sizes["f32"] == 4 * (290_909_184 + 6_316_032)
     # A byte for every linear weight, five for every column, the rest in float32.
     assert 0.25 < sizes["w8a8"] / sizes["f32"] < 0.26
+
+
+def test_a_block_that_must_be_filled_up_never_makes_the_float_size_too_small():
+    encoder = replace(ENCODERS["clip_vit"].tiny(), width=72)
+    projector = PROJECTORS["linear"].spec(encoder.width, 96, encoder.tokens_out)
+    tower = dict.fromkeys(ENCODERS["clip_vit"].parameters(encoder), "x")
+    heads = dict.fromkeys(PROJECTORS["linear"].parameters(projector), "x")
+    vision = VisionSpec(encoders=(encoder,), projector=projector)
+    blocks, plain = (
+        plan_tower_tensors(vision, tower, heads, scheme) for scheme in ("w4g32", "f32")
+    )
+    assert any("filled up" in row.note for row in blocks)
+    whole = sum(row.size_bytes for row in plain)
+    assert whole == float_bytes(plain) < float_bytes(blocks) < 1.5 * whole

@@ -1,5 +1,6 @@
 """Engines side by side as a page and as Markdown: whole, on one scale, and no text is markup."""
 
+from dataclasses import replace
 from xml.etree import ElementTree
 
 from mllm_export.reports.side_by_side import to_html, to_markdown
@@ -54,6 +55,19 @@ def test_the_page_holds_every_figure_and_the_share_of_memory() -> None:
     text = to_html(made())
     for word in ("2 threads", "100 (0.60)", "40% of what a copy moves", "50% of what reading"):
         assert word in text
+
+
+def test_a_page_of_ours_alone_speaks_of_no_other_engine() -> None:
+    beside = made()
+    (run,) = beside.runs
+    stages = tuple(replace(stage, cells=stage.cells[:1]) for stage in run.stages)
+    runs = (replace(run, stages=stages),)
+    alone = replace(beside, engines=beside.engines[:1], runs=runs)
+    for word in ("beside other engines", "Side by side", "ratios are ours over"):
+        assert word in to_html(beside)
+        assert word not in to_html(alone)
+    assert "ratios" not in to_markdown(alone)
+    assert "| tower, ms | 30 |" in to_markdown(alone).splitlines()
 
 
 def test_no_name_becomes_markup() -> None:
