@@ -28,7 +28,9 @@ from mllm_export.device_tests.peers import ours
 from mllm_export.device_tests.peers.openvino import OpenVino
 from mllm_export.device_tests.side_by_side import fold, side_by_side
 from mllm_export.errors import CheckError
+from mllm_export.export.artifact import part_reader
 from mllm_export.export.family import FAMILIES, read_spec
+from mllm_export.export.formats.mmproj import write_mmproj
 from mllm_export.export.random_checkpoint import write_random_checkpoint
 from mllm_export.progress import Step, silent
 from mllm_export.reports.side_by_side import run_text
@@ -201,10 +203,22 @@ def test_a_process_that_dies_is_a_sentence_with_the_peers_name(
         run_errand(sent, tmp_path)
 
 
-def test_all_that_run_here_are_set_beside_ours(reference_bundle: Build) -> None:
+def reference_mmproj(path: Path) -> Path:
+    """The file that llama.cpp's multimodal library reads; its times count here, not its values."""
+    checkpoint = Checkpoint(reference_folder())
+    reading = read_spec(checkpoint)
+    tower, projector = (
+        part_reader(checkpoint, reading.weights.part(part)) for part in ("tower", "projector")
+    )
+    write_mmproj(path, reading.spec, tower, projector)
+    return path
+
+
+def test_all_that_run_here_are_set_beside_ours(reference_bundle: Build, tmp_path: Path) -> None:
     bundle = reference_bundle("int4")
-    names, told = named_peers("llama_bench,torch_float32"), list[Step]()
-    with gathered(bundle, names, reference_folder(), None, None) as files:
+    names, told = named_peers("llama_bench,llama_cpp,torch"), list[Step]()
+    mmproj = reference_mmproj(tmp_path / "mmproj.gguf")
+    with gathered(bundle, names, reference_folder(), None, mmproj) as files:
         found = side_by_side(
             bundle, names, files, threads=[1], rounds=1, tokens=4, progress=told.append
         )
@@ -213,12 +227,12 @@ def test_all_that_run_here_are_set_beside_ours(reference_bundle: Build) -> None:
     for stage in run.stages:
         has = [cell is not None for cell in stage.cells]
         without_picture = stage.name in WITHOUT_PICTURE
-        assert has == [True, without_picture, True], stage.name
+        assert has == [True, without_picture, True, True, True], stage.name
         assert all(cell.median > 0 for cell in stage.cells if cell)
     assert 0 < run.bandwidth.of_copy < 20
     assert run.bandwidth.token_bytes == token_bytes(bundle, found.prompt_positions + 2)
     assert found.prompt_positions > 144
-    assert (told[-1].done, told[-1].total) == (3, 3)
+    assert (told[-1].done, told[-1].total) == (5, 5)
     assert not Path(str(files.language_model)).exists(), "the copy of the decoder is gone"
 
 
