@@ -31,6 +31,7 @@ NOT_ON_A_DEVICE = {
     "safetensors",
     "sentencepiece",
     "sklearn",
+    "threadpoolctl",
     "timm",
     "torch",
     "torchvision",

@@ -104,8 +104,14 @@ def pack(sequences: Sequence[Forced]) -> list[Row]:
                 f"{sequence.ids.count(IMAGE_ID)} images in the ids, {len(sequence.images)} given"
             )
 
+    # By first appearance: sorted by address, rows would be summed in another order by each process.
+    places: dict[int, int] = {}
+    for sequence in sequences:
+        for image in sequence.images:
+            places.setdefault(id(image), len(places))
+
     def key(at: int) -> tuple[int, ...]:
-        return tuple(id(image) for image in sequences[at].images)
+        return tuple(places[id(image)] for image in sequences[at].images)
 
     order = sorted(range(len(sequences)), key=key)
     return [row for _, group in groupby(order, key=key) for row in _rows(sequences, list(group))]

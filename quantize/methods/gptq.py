@@ -76,10 +76,15 @@ def choose_codes(weights: Floats, grid: Grid, inputs: Inputs) -> Packed:
 
 def _inverse_factor(gram: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Upper Cholesky factor of the damped inverse. Shapes: f32[cols, cols] -> the same."""
+    from threadpoolctl import threadpool_limits
+
     damped = gram.astype(np.float64)
     mean = float(np.diagonal(damped).mean())
     damped[np.diag_indices_from(damped)] += _DAMPING * mean if mean else 1.0
-    factor = np.linalg.cholesky(np.linalg.inv(damped)).T
+    # LAPACK cuts both into blocks by the number of threads, and other blocks have other last bits;
+    # products were measured to give the same ones with any number.
+    with threadpool_limits(1, user_api="blas"):
+        factor = np.linalg.cholesky(np.linalg.inv(damped)).T
     return np.ascontiguousarray(factor, np.float32)
 
 

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from mllm_export.export.decoder_values import LayoutStorage
 from mllm_export.quantize.inputs import Inputs
 from mllm_export.quantize.layout import LAYOUTS
 from mllm_export.quantize.method import METHODS, Fold, Layer, output_error
+from mllm_export.quantize.methods import gptq
 
 ROWS, COLS = 48, 256
 
@@ -68,6 +70,16 @@ def test_gptq_of_uncorrelated_inputs_is_rounding_to_the_nearest_step():
     grid = layer.storage["a"].fit(layer.weights["a"], None)
     codes = choose_codes(layer.weights["a"], grid, plain)
     assert np.array_equal(codes, grid.codes(layer.weights["a"]))
+
+
+def test_gptq_works_on_the_same_bits_whatever_threads_blas_has():
+    values = correlated(cols=1024)
+    factors = []
+    for threads in (1, 2, 4):
+        with threadpool_limits(threads, user_api="blas"):
+            factors.append(gptq._inverse_factor(values.T @ values))
+    for one in factors[1:]:
+        assert np.array_equal(one, factors[0])
 
 
 def test_gptq_survives_inputs_that_are_always_zero():
