@@ -182,6 +182,7 @@ def _file_shape(one: Stored) -> tuple[int, ...]:
     return tuple(one.data.shape if isinstance(one, OnnxBlocks) else one.shape)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what is no number is counted
 def loss_of(stored: Stored, original: Original) -> Loss:
     """Read both a few rows at a time and compare."""
     signal = noise = 0.0
