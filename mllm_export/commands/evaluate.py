@@ -37,7 +37,7 @@ def evaluate(
         ),
     ] = None,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", min=1, help="Longest answer of the export, in tokens.")
+        int, typer.Option("--max-tokens", min=1, help="Longest answer of either side, in tokens.")
     ] = 32,
     as_json: JsonOption = False,
 ) -> None:
