@@ -104,7 +104,7 @@ def refusal(failure: OSError, path: Path | None = None) -> BuildError:
     `path` is what was written, for the systems' calls that do not name it.
     """
     file = failure.filename or path
-    what = f"{file}: {failure.strerror or failure}" if file else str(failure)
+    what = f"{f'{file}: ' if file else ''}{failure.strerror or failure}"
     if failure.errno in _NO_ROOM:
         return DiskFullError(f"{what}; make room, or name another folder with -o")
     hint = "; may this user write there?" if failure.errno in _FORBIDDEN else ""

@@ -104,7 +104,7 @@ def narrow_cache(kind: int) -> Plant:
     """Keys and values in fewer bits; llama.cpp takes such values with its fused attention only."""
 
     def plant(bench: Bench, patch: pytest.MonkeyPatch) -> Bundle:
-        patch.setitem(_handles._KV_TYPES, "f16", kind)
+        patch.setitem(_handles.KV_TYPES, "f16", kind)
         fused = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         patch.setattr(llama_cpp, "LLAMA_FLASH_ATTN_TYPE_DISABLED", fused)
         return bench.honest

@@ -164,7 +164,7 @@ def test_what_a_full_disk_left_is_no_bundle_and_the_next_build_takes_it_up(
     made: Path, unchecked: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "bundle"
-    error = build_on_a_full_disk(made, out, 600_000)
+    error = build_on_a_full_disk(made, out, 1_000_000)
     (left,) = tmp_path.iterdir()
     assert f"wait in {left} for the next build" in error
     files = sorted(path.relative_to(left).as_posix() for path in left.rglob("*") if path.is_file())

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from mllm_export.bundle import open_bundle
 from mllm_export.commands.check import finish
 from mllm_export.errors import PlanError
 from mllm_export.export import llava_layout
@@ -143,13 +142,13 @@ def test_a_bundle_is_compared_with_the_check_before_its_own(
     shutil.copytree(unchecked, bundle)
     (bundle / "report.json").write_text(to_json(report))
     checked = replace(report, rungs=(replace(rung, seconds=2.0),))
-    append(history, history_line(checked, open_bundle(bundle), "now"))
+    append(history, history_line(checked, bundle, (), "now"))
     alone = command("compare", bundle, "--history", history)
     assert alone.code == 0
     assert "holds no check before this one" in alone.err
-    earlier = replace(history_line(checked, open_bundle(bundle), "earlier"), bundle_sha256="0" * 64)
+    earlier = replace(history_line(checked, bundle, (), "earlier"), bundle_sha256="0" * 64)
     history.write_text("")
-    for one in (earlier, history_line(checked, open_bundle(bundle), "now")):
+    for one in (earlier, history_line(checked, bundle, (), "now")):
         append(history, one)
     for given in (bundle, bundle / "report.json"):
         found = command("compare", given, "--history", history, "--json")
