@@ -42,6 +42,9 @@ def run_in_child(
     try:
         answer: T = _listen(stage, ours, progress)
         return answer
+    except KeyboardInterrupt:
+        process.kill()
+        raise
     except EOFError:
         process.join()
         raise BuildError(f"{stage}: {_how_it_died(process.exitcode)}") from None
@@ -67,6 +70,8 @@ def _listen(stage: str, pipe: Connection, progress: Progress) -> Any:
 
 
 def _serve(pipe: Connection, function: Callable[..., Any], arguments: tuple[object, ...]) -> None:
+    # A terminal interrupts every process of a command; the one that was asked ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _be_killed_with_parent()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

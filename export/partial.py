@@ -78,13 +78,22 @@ def _refused_in_words() -> Iterator[None]:
         raise refusal(failure) from failure
 
 
-def _take_abandoned(out: Path, folder: Path) -> int:
-    """Make the folder, of what a killed run left if there is any; returns the bytes kept."""
+def has_leftover(out: Path) -> bool:
+    """Whether a killed run left something that the next one takes up."""
+    return any(_abandoned(out))
+
+
+def _abandoned(out: Path) -> Iterator[Path]:
     for left in out.parent.glob(growing_name(glob.escape(out.name), "*")):
         # Of another bundle, whose name begins with this one's, more than a number is left.
         pid = left.name.removeprefix(f".{out.name}.").removesuffix(".partial")
-        if not pid.isdigit() or _is_running(int(pid)):
-            continue
+        if pid.isdigit() and not _is_running(int(pid)):
+            yield left
+
+
+def _take_abandoned(out: Path, folder: Path) -> int:
+    """Make the folder, of what a killed run left if there is any; returns the bytes kept."""
+    for left in list(_abandoned(out)):
         if folder.exists():
             shutil.rmtree(left, ignore_errors=True)
         else:

@@ -2,6 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +34,43 @@ def fail(progress: Progress) -> None:
 
 def die(progress: Progress) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_long(begun: Path, progress: Progress) -> None:
+    begun.touch()
+    time.sleep(600)
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from mllm_export.export.child import run_in_child
+from tests.export.test_child import wait_long
+try:
+    run_in_child("stage", wait_long, Path(sys.argv[1]))
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_an_interrupt_from_the_terminal_ends_a_stage_at_once_and_without_its_traceback(
+    tmp_path: Path,
+) -> None:
+    begun = tmp_path / "begun"
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(begun)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=Path(__file__).parents[2],
+    )
+    while not begun.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == ""
 
 
 def test_result_and_progress_come_back() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from mllm_export.errors import BuildError, DiskFullError
 from mllm_export.export.finished import FINISHED, once
-from mllm_export.export.partial import partial_folder
+from mllm_export.export.partial import has_leftover, partial_folder
 from mllm_export.plan import ArtifactPlan
 
 GONE = 1 << 30
@@ -37,6 +37,7 @@ def left(folder: Path, name: str) -> Path:
 
 def test_of_a_killed_build_only_whole_artifacts_are_taken_up(tmp_path: Path) -> None:
     left(tmp_path, "bundle")
+    assert has_leftover(tmp_path / "bundle")
     with partial_folder(tmp_path / "bundle", 0) as folder:
         assert sorted(path.name for path in folder.iterdir()) == [FINISHED, ARTIFACT.path]
         write_artifact(folder, "written again")
@@ -47,6 +48,7 @@ def test_of_a_killed_build_only_whole_artifacts_are_taken_up(tmp_path: Path) -> 
 
 def test_what_another_bundle_left_is_not_touched(tmp_path: Path) -> None:
     others = [left(tmp_path, "bundle.int4"), left(tmp_path, "a.bundle")]
+    assert not has_leftover(tmp_path / "bundle")
     with partial_folder(tmp_path / "bundle", 0) as folder:
         assert not list(folder.iterdir())
         folder.rename(tmp_path / "bundle")
