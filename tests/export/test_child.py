@@ -53,7 +53,7 @@ except KeyboardInterrupt:
 """
 
 
-def test_an_interrupt_from_the_terminal_ends_a_stage_at_once_and_without_its_traceback(
+def test_an_interrupt_from_the_terminal_ends_a_stage_without_its_traceback(
     tmp_path: Path,
 ) -> None:
     begun = tmp_path / "begun"
