@@ -55,10 +55,8 @@ def build(
     """Export, quantize and check; leave a bundle only if it passes."""
     from mllm_export.commands.alone import build_alone, open_alone, refuse_options
     from mllm_export.commands.calibrating import Calibration
-    from mllm_export.commands.opening import REFERENCE, plan_job, reference_evaluation
+    from mllm_export.commands.opening import plan_job
     from mllm_export.commands.widening import keep_floor
-    from mllm_export.device_tests.samples import read_evaluation
-    from mllm_export.export.partial import has_leftover
     from mllm_export.terminal import ProgressBars
 
     started = time.monotonic()
@@ -78,11 +76,7 @@ def build(
     given = Calibration(questions=calibration, imatrix=imatrix)
     job = plan_job(checkpoint, target, recipe, vision_tower, mmproj, given.importance)
     given.require(job.plan)
-    if checkpoint == REFERENCE and evaluation is None:
-        evaluation = reference_evaluation()
-    elif evaluation is not None and not no_check:
-        # A torn picture is better told now than after everything was built.
-        read_evaluation(evaluation)
+    evaluation = _evaluation(checkpoint, evaluation, no_check)
     if memory_budget is not None:
         job = _within(job, memory_budget, mmproj, given)
         given.require(job.plan)
@@ -90,19 +84,27 @@ def build(
         with ProgressBars() as progress:
             job = keep_floor(job, mmproj, given, progress)
     given.tell_unused(job, has_budget=memory_budget is not None)
-    expected = _forecast(job, no_check)
-    if has_leftover(out):
-        # What is taken up takes no time, and nobody foretold how much that is.
-        expected = replace(expected, seconds=None)
+    expected = _forecast(job, out, no_check)
     checks_at_s: list[float] = []
-
-    def checks_begin() -> None:
-        checks_at_s.append(time.monotonic() - started)
-
     with ProgressBars() as progress:
-        report = build_bundle(job, out, evaluation, no_check, progress, given, checks_begin)
+        report = build_bundle(
+            *(job, out, evaluation, no_check, progress, given),
+            checks_begin=lambda: checks_at_s.append(time.monotonic() - started),
+        )
     _tell(out, report, as_json)
     _figures(time.monotonic() - started, expected, *checks_at_s)
+
+
+def _evaluation(checkpoint: str, given: Path | None, no_check: bool) -> Path | None:
+    """The file of questions; a torn picture is better told now than when everything is built."""
+    from mllm_export.commands.opening import REFERENCE, reference_evaluation
+    from mllm_export.device_tests.samples import read_evaluation
+
+    if given is None:
+        return reference_evaluation() if checkpoint == REFERENCE else None
+    if not no_check:
+        read_evaluation(given)
+    return given
 
 
 def build_bundle(
@@ -197,9 +199,11 @@ def _within(job: Job, memory_budget: str, mmproj: bool, given: Calibration) -> J
     return spent
 
 
-def _forecast(job: Job, no_check: bool) -> Forecast:
+def _forecast(job: Job, out: Path, no_check: bool) -> Forecast:
+    """What was said of the build, as far as it can be held against what comes."""
     from mllm_export.commands.plan import summary
     from mllm_export.export.pace import forecast_build
+    from mllm_export.export.partial import has_leftover
     from mllm_export.terminal import stderr
 
     console = stderr()
@@ -214,7 +218,8 @@ def _forecast(job: Job, no_check: bool) -> Forecast:
         checked=not no_check,
     )
     console.print(f"Forecast: {_in_words(forecast)}", soft_wrap=True)
-    return forecast
+    # What is taken up takes no time, and nobody foretold how much that is.
+    return replace(forecast, seconds=None) if has_leftover(out) else forecast
 
 
 def _in_words(forecast: Forecast) -> str:
